@@ -1,0 +1,1 @@
+"""One folder a paper: the binary, its model, its data, its README, its results."""

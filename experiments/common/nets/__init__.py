@@ -1,0 +1,1 @@
+"""Networks that two experiments or more use, in flax.nnx."""

@@ -1,0 +1,1 @@
+"""Equilibrium propagation without weight symmetry, cured by a symmetric Jacobian."""
