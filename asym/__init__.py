@@ -15,8 +15,16 @@ float32 and bfloat16 input (accumulating in float32) and stays finite, in value 
 legal extreme input.  Each room below holds one topic.
 """
 
-from asym import multimodal, numerics, retrieval, similarity
+from asym import contrastive, equilibrium, graphs, multimodal, numerics, retrieval, similarity
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "multimodal", "numerics", "retrieval", "similarity"]
+__all__ = [
+    "__version__",
+    "contrastive",
+    "graphs",
+    "multimodal",
+    "numerics",
+    "retrieval",
+    "similarity",
+]

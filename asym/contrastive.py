@@ -377,10 +377,10 @@ def hiclr_loss(
 
 def ema_update(
     *,
-    target: PyTree[Float[Array, "..."], "T"],
-    online: PyTree[Float[Array, "..."], "T"],
+    target: PyTree[Float[Array, "..."]],
+    online: PyTree[Float[Array, "..."]],
     momentum: float | Float[Array, ""] = 0.999,
-) -> PyTree[Float[Array, "..."], "T"]:
+) -> PyTree[Float[Array, "..."]]:
     """Lets slow parameters follow trained ones.
 
     ``theta_k <- m theta_k + (1 - m) theta_q``, for parameters; batch-norm statistics are not

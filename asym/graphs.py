@@ -68,8 +68,8 @@ def skeleton_adjacency(
     ``spatial``: hop 0, then for each further hop the entries with
     ``dist(j, center) >= dist(i, center)`` and those with ``dist(j, center) < dist(i, center)``.
 
-    Distances to the centre are known up to ``max_hop`` only, and infinity equals infinity: at
-    ``max_hop = 1`` the two spatial subsets differ next to the centre and nowhere else.
+    Distances to the centre are known up to ``max_hop`` only, and infinity equals infinity: an edge
+    both of whose ends are farther away than that has no direction.
 
     Args:
         edges: pairs of nodes in [0, num_nodes), without direction; loops change nothing (E, 2).

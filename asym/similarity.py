@@ -19,9 +19,6 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from asym import numerics
 
-# exp(1 - ratio) is exactly 0, in float64 too, for any ratio above this one.
-_VANISHING_RATIO = 800.0
-
 
 def norm_ratio(
     *,
@@ -324,10 +321,7 @@ def select_extreme_pairs(
 
 def _norm_ratio_penalty(*, longer: Array, shorter: Array) -> Array:
     """exp(1 - longer / shorter) of positive lengths."""
-    # Double where: where the penalty has vanished its slope 0 would meet an overflowing quotient.
-    vanished = longer > _VANISHING_RATIO * shorter
-    ratio = jnp.where(vanished, 1, longer) / jnp.where(vanished, 1, shorter)
-    return jnp.where(vanished, 0, jnp.exp(1 - ratio))
+    return jnp.exp(1 - longer / shorter)
 
 
 def _pick(values: Array, index: Array) -> Array:

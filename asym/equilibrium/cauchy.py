@@ -12,7 +12,9 @@ from asym import numerics
 Radius = float | Float[Array, ""]
 
 
-def circle_points(beta: Radius, n: int | Int[Array, ""], t: Int[Array, "..."]) -> Complex[Array, "..."]:
+def circle_points(
+    beta: Radius, n: int | Int[Array, ""], t: Int[Array, "..."]
+) -> Complex[Array, "..."]:
     """Points of a circle around 0, ``beta_t = beta exp(2 pi i t / N)``.
 
     Args:

@@ -28,7 +28,6 @@ from asym.equilibrium.fields import (
     VectorField,
     activate,
     log_residual,
-    loss_gradient,
     next_states,
     promote,
     relax,
@@ -446,9 +445,7 @@ def exact_bp_error_vector(
     Reference:
         arXiv 2309.02214, error of implicit differentiation in activity coordinates.
     """
-    return exact_ep_error_vector(
-        jnp.swapaxes(weights, -1, -2), slope=slope, gradient=gradient
-    )
+    return exact_ep_error_vector(jnp.swapaxes(weights, -1, -2), slope=slope, gradient=gradient)
 
 
 def error_cosine(*, estimate: States, reference: States) -> PyTree[Float[Array, " batch"]]:

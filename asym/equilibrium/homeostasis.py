@@ -54,9 +54,7 @@ def gaussian_probes(key: PRNGKeyArray, states: States, num_draws: int) -> States
     leaves, structure = jax.tree.flatten(states)
     keys = jax.random.split(key, len(leaves))
     draws = [
-        jax.random.normal(
-            k, (num_draws, *leaf.shape), jnp.promote_types(leaf.dtype, jnp.float32)
-        )
+        jax.random.normal(k, (num_draws, *leaf.shape), jnp.promote_types(leaf.dtype, jnp.float32))
         for k, leaf in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, draws)
@@ -173,9 +171,7 @@ def activity_jacobian(
     params = promote(params)
     sizes = [math.prod(leaf.shape[1:]) for leaf in leaves]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-    _, product = jax.linearize(
-        lambda r: vf_act(params, r), jax.tree.unflatten(structure, leaves)
-    )
+    _, product = jax.linearize(lambda r: vf_act(params, r), jax.tree.unflatten(structure, leaves))
 
     def column(unit: Array) -> Array:
         parts = [

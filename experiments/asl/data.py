@@ -161,10 +161,12 @@ def _render_scene(key: Array, size: int) -> Float[Array, "size size 3"]:
     centres, shape_colours = draw[:, :2], draw[:, 2:5]
     radii = 0.05 + 0.07 * draw[:, 5]
     kinds = (3 * draw[:, 6]).astype(jnp.int32)
-    for i in range(_SHAPES):
-        dy, dx = jnp.abs(y - centres[i, 0]), jnp.abs(x - centres[i, 1])
-        norms = jnp.stack([jnp.hypot(dx, dy), jnp.maximum(dx, dy), dx + dy])
-        scene = jnp.where((norms[kinds[i]] <= radii[i])[..., None], shape_colours[i], scene)
+    dy = jnp.abs(y[..., None] - centres[:, 0])
+    dx = jnp.abs(x[..., None] - centres[:, 1])
+    norms = jnp.select([kinds == 0, kinds == 1], [jnp.hypot(dx, dy), jnp.maximum(dx, dy)], dx + dy)
+    # Later shapes lie on top; -1 is the background.
+    top = jnp.max(jnp.where(norms <= radii, jnp.arange(_SHAPES), -1), axis=-1)
+    scene = jnp.where((top >= 0)[..., None], shape_colours[top], scene)
     return jnp.clip(scene, 0.0, 1.0).astype(jnp.float32)
 
 

@@ -24,6 +24,7 @@ from experiments.asl import edits
 from experiments.common import data
 from experiments.common.errors import UserError
 
+Kind = Literal["query", "reference", "training"]
 HardNegativePairs = Literal["same_class", "separate", "off"]
 
 LAYOUT = (
@@ -206,6 +207,7 @@ class DiscEvaluation:
         self._paths = {
             "query": _images(root, folder),
             "reference": _images(root, "reference_images"),
+            "training": _images(root, "training_images"),
         }
         self._size = input_size
         self.query_ids = [path.stem for path in self._paths["query"]]
@@ -214,11 +216,11 @@ class DiscEvaluation:
             root / "ground_truth.csv", self.query_ids, self.reference_ids
         )
 
-    def batches(self, kind: Literal["query", "reference"], batch_size: int) -> Iterator[np.ndarray]:
+    def batches(self, kind: Kind, batch_size: int) -> Iterator[np.ndarray]:
         """Yields the pictures in the order of their ids.
 
         Args:
-          kind: "query" or "reference".
+          kind: "query", "reference", or "training" for the training originals.
           batch_size: pictures a batch.
 
         Yields:

@@ -8,7 +8,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.asl import claims, figures, model, scoring, sources, training
@@ -167,22 +166,28 @@ def measure(config: Config, run: app.Run) -> app.Outcome:
     source = sources.open_source(config, config.w_nr, run.seed_keys)
     learner = training.Learner(config, variant, source.num_classes)
     trained = fit(learner, source, config, run.seed_keys, run, f"train_{variant}")
-    rows, arrays = [], {}
-    described = [describe(learner, trained.state, p, config) for p in source[2:5]]
-    for seed, (queries, references, originals) in enumerate(zip(*described, strict=True)):
+    queries = describe(learner, trained.state, source.queries, config)
+    references = describe(learner, trained.state, source.references, config)
+    centres: list[np.ndarray] | None = None
+    if config.stretch:
+        originals = describe(learner, trained.state, source.training, config)
+        centres = [np.asarray(np.mean(seed.descriptor, 0, np.float64)) for seed in originals]
+    rows: list[dict[str, float]] = []
+    arrays: dict[str, np.ndarray] = {}
+    for seed, truth in enumerate(source.truths):
         found = scoring.candidates(
-            queries,
-            references,
+            queries[seed],
+            references[seed],
             top_k=config.top_k,
             max_results=config.max_results,
-            training=originals,
             stretch=config.stretch,
+            training_centre=centres[seed] if centres else None,
         )
         metrics, curves = scoring.measure(
-            queries,
-            references,
+            queries[seed],
+            references[seed],
             found,
-            source.truths[seed],
+            truth,
             rule=rule if config.filter else "cosine",
             threshold=config.ratio_threshold,
             soft_beta=config.soft_beta,
@@ -243,26 +248,13 @@ def describe(
       One `Described` a seed.
     """
     norm_feature = training.FEATURE[config.norm_feature]
-    sizes = config.multi_scale or (config.input_size,)
 
-    def one_seed(state: training.State, images: jax.Array) -> scoring.Described:
-        images = training.unit_range(images)
-        single = learner.features(state, images)
-        several = [learner.features(state, resized(images, size)) for size in sizes]
-        return scoring.describe(single, several, norm_feature)
+    def one_seed(state: training.State, images: tuple[jax.Array, ...]) -> scoring.Described:
+        at_input_size, *others = (learner.features(state, training.unit_range(i)) for i in images)
+        return scoring.describe(at_input_size, others, norm_feature)
 
-    def resized(images: jax.Array, size: int) -> jax.Array:
-        if size == images.shape[1]:
-            return images
-        shape = (images.shape[0], size, size, images.shape[3])
-        return jnp.clip(jax.image.resize(images, shape, "bilinear"), 0, 1)
-
-    axes = (0, 0) if pictures.per_seed else (0, None)
-    describe_chunk = jax.jit(jax.vmap(one_seed, axes))
-    chunks = [
-        jax.tree.map(np.asarray, describe_chunk(state, c if pictures.per_seed else c[0]))
-        for c in pictures
-    ]
+    describe_chunk = jax.jit(jax.vmap(one_seed, (0, 0 if pictures.per_seed else None)))
+    chunks = [jax.tree.map(np.asarray, describe_chunk(state, c)) for c in pictures.chunks()]
     joined = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *chunks)
     return [jax.tree.map(lambda x, s=s: x[s], joined) for s in range(len(joined.scale))]
 

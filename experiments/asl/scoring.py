@@ -19,9 +19,9 @@ class Described(NamedTuple):
       scale: Predicted kept area, shape (N,); zeros without the regression baseline's head.
     """
 
-    descriptor: np.ndarray
-    length: np.ndarray
-    scale: np.ndarray
+    descriptor: Any
+    length: Any
+    scale: Any
 
 
 class Candidates(NamedTuple):
@@ -56,8 +56,8 @@ def candidates(
     *,
     top_k: int,
     max_results: int,
-    training: Described | None = None,
     stretch: float = 0.0,
+    training_centre: np.ndarray | None = None,
     chunk: int = 1024,
 ) -> Candidates:
     """The most similar references of every query, then the most similar pairs of all.
@@ -67,9 +67,10 @@ def candidates(
       references: The references.
       top_k: References kept a query.
       max_results: Pairs kept in all.
-      training: Training images for `stretch`.
       stretch: Factor of score normalisation: subtract it times the query's mean similarity to the
         training images.
+      training_centre: Mean descriptor of the training images, for `stretch`: the mean of inner
+        products is the inner product with the mean.
       chunk: Queries compared at once.
 
     Returns:
@@ -89,12 +90,8 @@ def candidates(
         scores.append(np.asarray(score, np.float64))
         found.append(np.asarray(index))
     score = np.concatenate(scores)
-    if stretch:
-        if training is None:
-            raise ValueError("stretch needs the training images' descriptors")
-        # The mean of inner products is the inner product with the mean.
-        centre = training.descriptor.astype(np.float64).mean(axis=0)
-        score -= stretch * (queries.descriptor @ centre)[:, None]
+    if training_centre is not None:
+        score -= stretch * (queries.descriptor @ training_centre)[:, None]
     query = np.repeat(np.arange(len(score)), top_k)
     flat, reference = score.reshape(-1), np.concatenate(found).reshape(-1)
     if flat.size > max_results:
@@ -204,7 +201,8 @@ def describe(single: Any, several: Sequence[Any], norm_feature: str) -> Describe
     Returns:
       Arrays.
     """
-    mean = sum(numerics.normalize(features.projection) for features in several)
+    units = [numerics.normalize(features.projection) for features in several]
+    mean = jnp.mean(jnp.stack(units), axis=0)
     return Described(
         numerics.normalize(mean),
         getattr(single, norm_feature),

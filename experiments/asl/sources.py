@@ -1,7 +1,7 @@
 """Where the pictures of a run come from, by --dataset."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,16 +20,13 @@ class Pictures(NamedTuple):
     """One set of pictures to describe.
 
     Attributes:
-      chunks: Yields arrays (seeds or 1, B, H, W, 3).
+      chunks: Called for an iterator over chunks: one array (seeds, B, S, S, 3), or (B, S, S, 3)
+        where all seeds share the pictures, for each size S of `sizes`.
       per_seed: Whether each seed has its own pictures.
     """
 
-    chunks: Any
+    chunks: Callable[[], Iterator[tuple[np.ndarray, ...]]]
     per_seed: bool
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yields the chunks afresh."""
-        return iter(self.chunks())
 
 
 class Source(NamedTuple):
@@ -52,6 +49,18 @@ class Source(NamedTuple):
     truths: list[scoring.Truth]
 
 
+def sizes(config: Any) -> tuple[int, ...]:
+    """Sides of the pictures that test time needs.
+
+    Args:
+      config: The experiment's settings.
+
+    Returns:
+      The input size, whose lengths count, and the sizes that the descriptor averages.
+    """
+    return (config.input_size, *(config.multi_scale or (config.input_size,)))
+
+
 def check_name(name: str) -> None:
     """Refuse an unknown --dataset.
 
@@ -61,7 +70,7 @@ def check_name(name: str) -> None:
     Raises:
       UserError: It is none of ours.
     """
-    if name not in (PROCEDURAL, PHOTOS, DISC) and not name.removeprefix("tfds:") != name:
+    if name not in (PROCEDURAL, PHOTOS, DISC) and not name.startswith("tfds:"):
         raise UserError(f"--dataset={name}: choose {PROCEDURAL}, {PHOTOS}, {DISC} or tfds:<name>")
 
 
@@ -105,8 +114,8 @@ def _resident(config: Any, norm_weight: Any, seed_keys: jax.Array) -> Source:
         # 2: apart from the keys that the loop derives from the same seed.
         keys = jax.random.split(jax.random.fold_in(jax.random.split(key, 3)[2], 2), 4)
         if pool is None:
-            train = data.render_scenes(keys[0], config.num_scenes)
-            test = data.render_scenes(keys[1], counts.scenes)
+            scenes = data.render_scenes(keys[0], config.num_scenes + counts.scenes)
+            train, test = scenes[: config.num_scenes], scenes[config.num_scenes :]
         else:
             train, test = jnp.asarray(pool.train), jnp.asarray(pool.test)
             test = jax.random.permutation(keys[1], test)
@@ -132,9 +141,9 @@ def _resident(config: Any, norm_weight: Any, seed_keys: jax.Array) -> Source:
             per_seed=True,
         ),
         num_classes=num_classes,
-        queries=_chunked(test.queries),
-        references=_chunked(test.references),
-        training=_chunked(train.images[:, :, 0]),
+        queries=_chunked(test.queries, sizes(config)),
+        references=_chunked(test.references, sizes(config)),
+        training=_chunked(train.images[:, :, 0], sizes(config)),
         truths=[_truth(test, seed) for seed in range(num_seeds)],
     )
 
@@ -149,12 +158,17 @@ def _fitting(counts: data.Counts, available: int, config: Any) -> data.Counts:
     )
 
 
-def _chunked(images: jax.Array) -> Pictures:
-    host = np.asarray(images)
+def _chunked(images: jax.Array, sides: tuple[int, ...]) -> Pictures:
+    def resized(part: jax.Array, side: int) -> np.ndarray:
+        if side == part.shape[2]:
+            return np.asarray(part)
+        shape = (*part.shape[:2], side, side, part.shape[4])
+        return np.asarray(jnp.clip(jax.image.resize(part, shape, "bilinear"), 0, 1))
 
-    def chunks() -> Iterator[np.ndarray]:
-        for start in range(0, host.shape[1], _CHUNK):
-            yield host[:, start : start + _CHUNK]
+    def chunks() -> Iterator[tuple[np.ndarray, ...]]:
+        for start in range(0, images.shape[1], _CHUNK):
+            part = images[:, start : start + _CHUNK]
+            yield tuple(resized(part, side) for side in sides)
 
     return Pictures(chunks, per_seed=True)
 
@@ -177,20 +191,19 @@ def _disc(config: Any, norm_weight: float, num_seeds: int) -> Source:
         seed=config.seed,
         hard_negative_pairs=config.hard_negative_pairs,
     )
-    test = disc.DiscEvaluation(config.data_dir, input_size=config.input_size)
+    tests = [disc.DiscEvaluation(config.data_dir, input_size=side) for side in sizes(config)]
 
     def fetch(step: int) -> training.Batch:
         return training.Batch(**train.fetch(step), norm_weight=np.float32(norm_weight))
 
-    def pictures(kind: str) -> Pictures:
-        def chunks() -> Iterator[np.ndarray]:
-            for images in test.batches(kind, _CHUNK):
-                yield images[None]
+    def pictures(kind: disc.Kind) -> Pictures:
+        def chunks() -> Iterator[tuple[np.ndarray, ...]]:
+            yield from zip(*(test.batches(kind, _CHUNK) for test in tests), strict=True)
 
         return Pictures(chunks, per_seed=False)
 
     # No hard-negative pair of this layout has a known direction at test time.
-    truth = scoring.Truth(test.ground_truth, np.zeros((0, 2), np.int64))
+    truth = scoring.Truth(tests[0].ground_truth, np.zeros((0, 2), np.int64))
     return Source(
         batches=loop.Streamed(fetch),
         num_classes=train.num_classes,

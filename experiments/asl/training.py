@@ -29,11 +29,11 @@ class Batch(NamedTuple):
       norm_weight: Weight of the norm-ratio (or regression) loss, scalar.
     """
 
-    images: jax.Array
-    scales: jax.Array
-    labels: jax.Array
-    direction_known: jax.Array
-    norm_weight: jax.Array
+    images: Any
+    scales: Any
+    labels: Any
+    direction_known: Any
+    norm_weight: Any
 
 
 class Source(NamedTuple):
@@ -158,7 +158,7 @@ class Learner:
         detector = self._build(key)
         if self._config.backbone_weights:
             model.load_backbone(detector, self._config.backbone_weights)
-        _, params, statistics = nnx.split(detector, nnx.Param, nnx.BatchStat)
+        params, statistics = nnx.state(detector, nnx.Param, nnx.BatchStat)
         return State(params, statistics, self._optimizer.init(params))
 
     def features(self, state: State, images: jax.Array) -> model.Features:

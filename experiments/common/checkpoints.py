@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import terminal
@@ -92,6 +93,7 @@ class Checkpoints:
 
         # Every failure is raised to us too, and is told in one line.
         logging.set_verbosity(logging.FATAL)
+        _expect_orphans()
         self._ocp = ocp
         self._folder = folder.resolve()
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
@@ -167,7 +169,6 @@ class Checkpoints:
             try:
                 arrays, extra = self._read(step, expected)
             except Exception as error:  # orbax, tensorstore, json and the disk each have their own
-                _expect_orphans()
                 damaged.append(step)
                 terminal.warn(
                     f"checkpoint {self._folder / str(step)} is damaged ({_reason(error)})"
@@ -224,7 +225,6 @@ class _ClearFailure:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if not isinstance(error, Exception):
             return
-        _expect_orphans()
         good = sorted(int(p.name) for p in self._folder.glob("*") if p.name.isdigit())
         last = f"the one of step {good[-1]} is whole" if good else "there is no earlier one"
         raise UserError(
@@ -233,7 +233,7 @@ class _ClearFailure:
 
 
 def _expect_orphans() -> None:
-    """After a failed read or write, keep orbax's abandoned background tasks from printing.
+    """Keep the background tasks that orbax abandons after a failure from printing.
 
     They report back to an event loop that ended with the failure, which Python shows as a
     traceback although the failure itself is reported by us.
@@ -269,9 +269,9 @@ def _rebuild(like: Any, arrays: dict[str, np.ndarray]) -> Any:
 
     def value(path: Any, leaf: Any) -> Any:
         array = arrays[_name(path)]
-        return (
-            jax.random.wrap_key_data(array, impl=leaf.dtype._impl.name) if _is_key(leaf) else array
-        )
+        if not _is_key(leaf):
+            return array
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=leaf.dtype._impl.name)
 
     return jax.tree.unflatten(tree, [value(path, leaf) for path, leaf in leaves])
 

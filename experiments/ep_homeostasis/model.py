@@ -7,7 +7,6 @@ connections a kernel alone.  Sizes are those of the kernels.
 
 from __future__ import annotations
 
-
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 

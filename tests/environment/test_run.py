@@ -219,7 +219,6 @@ def test_two_simultaneous_calls_install_once(empty: Checkout) -> None:
     assert [process.returncode for process in both] == [0, 0]
     assert [stdout for stdout, _ in results] == ["papers: asl, learning_to_fly\n"] * 2
     assert len(empty.calls) == 1
-    assert sum("waiting for it" in stderr for _, stderr in results) == 1
 
 
 def test_lock_of_a_killed_run_does_not_block(empty: Checkout) -> None:
@@ -234,7 +233,8 @@ def test_held_lock_is_waited_for(empty: Checkout) -> None:
     with open(empty.root / ".venv.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = empty.start("run")
-        time.sleep(1.0)
+        assert "waiting for it" in process.stderr.readline()
+        time.sleep(0.2)
         assert process.poll() is None
         assert empty.calls == []
     process.communicate(timeout=60)
@@ -242,7 +242,7 @@ def test_held_lock_is_waited_for(empty: Checkout) -> None:
 
 
 def test_kill_during_the_installation_is_recovered(empty: Checkout) -> None:
-    process = empty.start("run", FAKE_PIP_SECONDS="1")
+    process = empty.start("run", FAKE_PIP_SECONDS="30")
     deadline = time.monotonic() + 30
     while not empty.calls:
         assert time.monotonic() < deadline

@@ -13,8 +13,10 @@ from experiments.asl import model
 from experiments.common.errors import UserError
 from experiments.common.nets import resnet
 
-# A generator that compiles in a fraction of the default one's time.
-RNGS = nnx.Rngs(jax.random.key(0, impl="rbg"))
+
+def rngs():
+    """Random numbers of the generator that compiles in a fraction of the default one's time."""
+    return nnx.Rngs(jax.random.key(0, impl="rbg"))
 
 
 def count(module):
@@ -39,7 +41,7 @@ def abstract(make):
     ],
 )
 def test_trunk_has_torchvisions_parameter_count(depth, channels, ibn, expected):
-    trunk = abstract(lambda: resnet.ResNet(depth, in_channels=channels, ibn=ibn, rngs=RNGS))
+    trunk = abstract(lambda: resnet.ResNet(depth, in_channels=channels, ibn=ibn, rngs=rngs()))
     assert count(trunk) == expected
 
 
@@ -54,7 +56,7 @@ def test_trunk_has_torchvisions_parameter_count(depth, channels, ibn, expected):
 )
 def test_trunk_feature_map(depth, options, shape):
     def forward():
-        trunk = resnet.ResNet(depth, rngs=RNGS, **options)
+        trunk = resnet.ResNet(depth, rngs=rngs(), **options)
         stages = []
         y = trunk(jnp.zeros((2, 64, 96, 3)), between=lambda stage, x: stages.append(stage) or x)
         assert stages == [1, 2, 3, 4]
@@ -65,19 +67,19 @@ def test_trunk_feature_map(depth, options, shape):
 
 def test_trunk_refuses_unknown_depth_and_stride():
     with pytest.raises(ValueError, match="depth 19"):
-        resnet.ResNet(19, rngs=RNGS)
+        resnet.ResNet(19, rngs=rngs())
     with pytest.raises(ValueError, match="last_stride 3"):
-        resnet.ResNet(18, last_stride=3, rngs=RNGS)
+        resnet.ResNet(18, last_stride=3, rngs=rngs())
 
 
 def test_convolutions_start_kaiming_normal_fan_out():
-    block = resnet.BasicBlock(64, 128, 2, ibn=False, rngs=RNGS)
+    block = resnet.BasicBlock(64, 128, 2, ibn=False, rngs=rngs())
     kernel = block.conv1.kernel[...]
     assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 128)), rel=0.01)
 
 
 def test_instance_half_ignores_contrast_of_one_image_and_batch_half_does_not():
-    layer = resnet.InstanceBatchNorm(8, rngs=RNGS)
+    layer = resnet.InstanceBatchNorm(8, rngs=rngs())
     x = jax.random.normal(jax.random.key(0), (3, 5, 5, 8))
     scaled = x.at[0].multiply(100.0)
     before, after = layer(x), layer(scaled)
@@ -87,7 +89,7 @@ def test_instance_half_ignores_contrast_of_one_image_and_batch_half_does_not():
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 7, 9, 3)])
 def test_patch_convolution_is_the_convolution(shape):
-    graph, start = nnx.split(model.PatchConv(3, 5, rngs=RNGS))
+    graph, start = nnx.split(model.PatchConv(3, 5, rngs=rngs()))
     x = jax.random.normal(jax.random.key(1), shape)
 
     def reference(kernel, x):
@@ -132,7 +134,7 @@ def test_waveblock_leaves_one_band_and_raises_the_rest(height, band):
 def small():
     @nnx.jit
     def make():
-        return model.CopyDetector("small", num_classes=7, with_scale_head=True, rngs=RNGS)
+        return model.CopyDetector("small", num_classes=7, with_scale_head=True, rngs=rngs())
 
     return make()
 
@@ -162,17 +164,17 @@ def test_small_detector_shapes_and_initial_values():
     conv = 27 * 24 + 9 * 24 * 48 + 9 * 48 * 64 + 2 * (24 + 48 + 64)
     projector = 64 * 128 + 128 + 2 * 128 + 128 * 64 + 64 + 64
     assert count(detector) == conv + 1 + projector + 64 * 7 + 64 + 1
-    plain = abstract(lambda: model.CopyDetector("small", num_classes=7, rngs=RNGS))
+    plain = abstract(lambda: model.CopyDetector("small", num_classes=7, rngs=rngs()))
     assert plain.scale_head is None and count(plain) == count(detector) - 65
 
 
 def test_real_detector_sizes():
-    detector = abstract(lambda: model.CopyDetector("resnet50", num_classes=10, rngs=RNGS))
+    detector = abstract(lambda: model.CopyDetector("resnet50", num_classes=10, rngs=rngs()))
     assert detector.projector.linear1.kernel.shape == (2048, 4096)
     assert detector.projector.linear2.kernel.shape == (4096, 8192)
     assert detector.classifier.kernel.shape == (8192, 10)
     with pytest.raises(UserError, match="backbone 'vgg'"):
-        model.CopyDetector("vgg", num_classes=1, rngs=RNGS)
+        model.CopyDetector("vgg", num_classes=1, rngs=rngs())
 
 
 def test_training_uses_batch_statistics_and_evaluation_running_ones():
@@ -227,7 +229,7 @@ def test_seeds_train_in_one_vmapped_program():
 
 def resnet_detector():
     """The ResNet-18 detector with all weights zero: quick to make, to be filled from a file."""
-    detector = nnx.eval_shape(lambda: model.CopyDetector("resnet18", num_classes=2, rngs=RNGS))
+    detector = nnx.eval_shape(lambda: model.CopyDetector("resnet18", num_classes=2, rngs=rngs()))
     graph, shapes = nnx.split(detector)
     return nnx.merge(graph, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
@@ -348,7 +350,7 @@ def test_trunk_computes_what_torchvision_computes():
 
 
 def test_bottleneck_and_ibn_names_are_torchvisions():
-    trunk = abstract(lambda: resnet.ResNet(50, ibn=True, rngs=RNGS))
+    trunk = abstract(lambda: resnet.ResNet(50, ibn=True, rngs=rngs()))
     names = set(resnet._torchvision_slots(trunk))
     assert {
         "layer1.0.bn1.IN.weight",
@@ -360,7 +362,7 @@ def test_bottleneck_and_ibn_names_are_torchvisions():
     } <= names
     assert not any(name.startswith("layer4") and "IN" in name for name in names)
     assert "layer1.0.bn1.IN.running_mean" not in names
-    plain = abstract(lambda: resnet.ResNet(50, rngs=RNGS))
+    plain = abstract(lambda: resnet.ResNet(50, rngs=rngs()))
     # 53 convolutions and 53 norms of four arrays.
     assert len(resnet._torchvision_slots(plain)) == 53 * 5
 

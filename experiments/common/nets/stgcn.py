@@ -163,7 +163,6 @@ class Block(nnx.Module):
         width = spec.width
         self.residual = residual
         self.stride = spec.stride
-        self.dropout_rate = spec.dropout
         self.kernel = nnx.Param(_WEIGHTS(rngs.params(), (subsets, in_channels, width)))
         self.bias = nnx.Param(jnp.zeros((subsets, width)))
         self.importance = nnx.Param(jnp.ones((subsets, joints, joints)))
@@ -292,8 +291,8 @@ class STGCN(nnx.Module):
         Raises:
           ValueError: if a key is needed and missing.
         """
-        if key is None and (drop_edges or add_edges or any(b.is_random for b in self.blocks)):
-            raise ValueError("dropout and random edges need a key")
+        if key is None and (drop_edges or add_edges):
+            raise ValueError("random edges need a key")
         batch, coordinates, frames, joints, persons = x.shape
         clips = batch * persons
         # One scale and shift a joint and coordinate, joint-major.
@@ -313,7 +312,7 @@ class STGCN(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Projector linear - ReLU - linear of the pre-training, or without `hidden` one linear layer."""
+    """Projector of the pre-training, linear - ReLU - linear; without `hidden` one linear layer."""
 
     def __init__(self, in_dim: int, out_dim: int, *, hidden: int | None = None, rngs: nnx.Rngs):
         self.hidden: nnx.Linear | None = nnx.data(None)

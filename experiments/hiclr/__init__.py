@@ -1,0 +1,1 @@
+"""HiCLR: hierarchical consistent contrastive learning of skeletons with growing augmentations."""
