@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "contrastive",
+    "equilibrium",
     "graphs",
     "multimodal",
     "numerics",

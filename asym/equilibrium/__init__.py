@@ -15,17 +15,12 @@ Reference:
 from asym.equilibrium.activations import dsilu, shifted_sigmoid, softmax_pool
 from asym.equilibrium.cauchy import cauchy_derivative, circle_points
 from asym.equilibrium.error_vectors import (
-    OnlineEstimate,
     bp_grad,
-    ep_error_vector,
     ep_grad,
     error_cosine,
     exact_bp_error_vector,
     exact_ep_error_vector,
     neumann_rbp_error_vector,
-    nudged_phase,
-    nudged_residual,
-    online_error_vector,
     rbp_error_vector,
 )
 from asym.equilibrium.fields import (
@@ -49,6 +44,13 @@ from asym.equilibrium.homeostasis import (
     homeostatic_loss_exact,
     jacobian_symmetry_ratio,
     rotate_feedback,
+)
+from asym.equilibrium.nudges import (
+    OnlineEstimate,
+    ep_error_vector,
+    nudged_phase,
+    nudged_residual,
+    online_error_vector,
 )
 
 __all__ = [

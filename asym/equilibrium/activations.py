@@ -49,7 +49,7 @@ def softmax_pool(
     v: Inexact[Array, "batch height width channels"],
     window: tuple[int, int] = (2, 2),
     strides: tuple[int, int] = (2, 2),
-    temperature: float | Float[Array, ""] = 1.0,
+    temperature: float | int | Float[Array, ""] = 1.0,
 ) -> Inexact[Array, "batch rows columns channels"]:
     """Mean over windows weighted by the softmax of the values, a holomorphic max-pooling.
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Complex, Float, Int, PyTree
 
 from asym import numerics
 
-Radius = float | Float[Array, ""]
+Radius = float | int | Float[Array, ""]
 
 
 def circle_points(

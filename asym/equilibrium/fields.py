@@ -6,7 +6,7 @@ moves to ``u <- H(phi(u))``, all layers at once, until ``F(u) = H(phi(u)) - u`` 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import chex
 import jax
@@ -15,10 +15,10 @@ from jaxtyping import Array, Float, Inexact, Int, PyTree
 
 from asym import numerics
 
-Params = PyTree[Inexact[Array, "..."]]
-States = PyTree[Inexact[Array, "..."]]
-Nudge = float | complex | Inexact[Array, ""]
-Damping = float | Float[Array, ""]
+Params: TypeAlias = PyTree[Inexact[Array, "..."]]
+States: TypeAlias = PyTree[Inexact[Array, "..."]]
+Nudge = float | int | complex | Inexact[Array, ""]
+Damping = float | int | Float[Array, ""]
 Tree = TypeVar("Tree")
 
 # Added to a residual before its logarithm; the authors' constant.
@@ -181,7 +181,7 @@ def relax(
 def relax_until(
     step_fn: Callable[[Tree], Tree],
     u0: Tree,
-    tol: float | Float[Array, ""],
+    tol: float | int | Float[Array, ""],
     max_steps: int | Int[Array, ""],
     *,
     damping: Damping = 1.0,
@@ -247,7 +247,7 @@ def promote(tree: Tree) -> Tree:
 
 
 def _mix(old: Tree, new: Tree, damping: Damping) -> Tree:
-    if isinstance(damping, float) and damping == 1:
+    if isinstance(damping, float | int) and damping == 1:
         # Zero times an infinite state would be NaN.
         return new
     # The dtype of the old states: a damping of float32 must not widen states of bfloat16.

@@ -250,7 +250,7 @@ def rotate_feedback(
     *,
     forward: Float[Array, "..."],
     feedback: Float[Array, "..."],
-    angle_deg: float | Float[Array, ""],
+    angle_deg: float | int | Float[Array, ""],
 ) -> Float[Array, "..."]:
     """Feedback weights at an angle to the forward weights, from independent ones.
 

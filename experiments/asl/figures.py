@@ -33,7 +33,8 @@ def draw(config: Any, outcomes: Mapping[str, app.Outcome], workdir: Path, folder
             steps, values = metrics.curve(trained, "cross_entropy")
             plots.band(axes[-1], steps, values, method, colours[method])
     axes[-1].set(title="training", xlabel="step", ylabel="cross entropy")
-    axes[-1].legend()
+    if axes[-1].has_data():
+        axes[-1].legend()
     plots.save(figure, folder / "asl.png")
 
 

@@ -7,7 +7,8 @@ connections a kernel alone.  Sizes are those of the kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -283,11 +284,9 @@ def init_cnn(
         raise UserError(f"image_size {image_size}: takes multiples of 8, at least 32")
     layers = [("in", in_channels), *channels.items()]
     shapes = {}
-    for index, ((low, low_size), (high, high_size)) in enumerate(
-        zip(layers[:-1], layers[1:], strict=True)
-    ):
+    for (low, low_size), (high, high_size) in itertools.pairwise(layers):
         shapes[f"{low}-{high}"] = (3, 3, low_size, high_size)
-        if index > 0:
+        if low != "in":
             shapes[f"{high}-{low}"] = (3, 3, low_size, high_size)
     positions = ((image_size // 8 - 2) // 2) ** 2
     return _init(key, shapes, (positions * channels["out"], num_classes), angle_deg)
@@ -295,7 +294,7 @@ def init_cnn(
 
 def _init(
     key: Array,
-    shapes: dict[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
     readout: tuple[int, int],
     angle_deg: float | Float[Array, ""],
 ) -> Params:

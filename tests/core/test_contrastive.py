@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import chex
@@ -24,8 +25,19 @@ def _normal(seed, *shape):
 
 def _embeddings(seed, views=3):
     """Views (weakest first), keys and a queue, all of unit length."""
-    *sequence, key = (numerics.normalize(_normal(seed + i, BATCH, DIM)) for i in range(views + 1))
-    return sequence, key, numerics.normalize(_normal(seed + 99, DIM, SIZE), axis=0)
+    *sequence, key = (_unit(_normal(seed + i, BATCH, DIM), 1) for i in range(views + 1))
+    return sequence, key, _unit(_normal(seed + 99, DIM, SIZE), 0)
+
+
+def _unit(x, axis):
+    x = np.asarray(x)
+    return jnp.asarray(x / np.linalg.norm(x, axis=axis, keepdims=True))
+
+
+# One operation at a time would compile dozens of small programs a test.
+_hiclr_loss = jax.jit(contrastive.hiclr_loss)
+_queue_logits = jax.jit(contrastive.queue_logits, static_argnames="normalize")
+_distribution_loss = jax.jit(contrastive.directional_distribution_loss, static_argnames="direction")
 
 
 class VariantsTest(chex.TestCase, parameterized.TestCase):
@@ -74,7 +86,7 @@ class VariantsTest(chex.TestCase, parameterized.TestCase):
 
 def test_logits_are_dot_products_over_the_temperature(x64):
     (query, *_), key, queue = _embeddings(0)
-    logits = contrastive.queue_logits(query=query, key=key, queue=queue, temperature=0.2)
+    logits = _queue_logits(query=query, key=key, queue=queue, temperature=0.2)
     np.testing.assert_allclose(logits[:, 0], np.einsum("nd,nd->n", query, key) / 0.2, rtol=1e-13)
     np.testing.assert_allclose(logits[:, 1:], query @ queue / 0.2, rtol=1e-13)
     assert logits.dtype == jnp.float64
@@ -82,11 +94,11 @@ def test_logits_are_dot_products_over_the_temperature(x64):
 
 def test_normalizing_forgets_the_lengths_of_query_and_key(x64):
     (query, *_), key, queue = _embeddings(1)
-    expected = contrastive.queue_logits(query=query, key=key, queue=queue)
+    expected = _queue_logits(query=query, key=key, queue=queue)
     scaled = {"query": 1e-3 * query, "key": 1e5 * key, "queue": queue}
-    found = contrastive.queue_logits(**scaled, normalize=True)
+    found = _queue_logits(**scaled, normalize=True)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
-    assert not np.allclose(contrastive.queue_logits(**scaled), expected)
+    assert not np.allclose(_queue_logits(**scaled), expected)
 
 
 def test_no_gradient_reaches_key_and_queue(x64):
@@ -97,7 +109,8 @@ def test_no_gradient_reaches_key_and_queue(x64):
             weakest_first=views, key=key, queue=queue, direction="symmetric", mining=True
         ).total
 
-    of_views, of_key, of_queue = jax.grad(loss, argnums=(0, 1, 2))(views, key, queue)
+    slopes = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    of_views, of_key, of_queue = slopes(views, key, queue)
     assert all(np.any(gradient != 0) for gradient in of_views)
     np.testing.assert_array_equal(of_key, np.zeros_like(key))
     np.testing.assert_array_equal(of_queue, np.zeros_like(queue))
@@ -112,7 +125,7 @@ def _consistency_gradients(direction, anchor="adjacent"):
             weakest_first=views, key=key, queue=queue, direction=direction, anchor=anchor
         ).consistency
 
-    jacobian = jax.jacrev(losses)(views)
+    jacobian = jax.jit(jax.jacrev(losses))(views)
     return np.stack([np.any(view != 0, axis=(1, 2)) for view in jacobian], axis=1).astype(int)
 
 
@@ -137,10 +150,10 @@ def test_gradient_of_each_view_comes_from_its_own_term_alone(x64):
     def parts(views):
         return contrastive.hiclr_loss(weakest_first=views, key=key, queue=queue)
 
-    total = jax.grad(lambda v: parts(v).total)(views)
-    info = jax.grad(lambda v: parts(v).info_nce)(views)
-    chain = jax.jacrev(lambda v: parts(v).consistency)(views)
-    np.testing.assert_array_equal(total[0], info[0])
+    total = jax.jit(jax.grad(lambda v: parts(v).total))(views)
+    info = jax.jit(jax.grad(lambda v: parts(v).info_nce))(views)
+    chain = jax.jit(jax.jacrev(lambda v: parts(v).consistency))(views)
+    np.testing.assert_allclose(total[0], info[0], rtol=1e-14)
     np.testing.assert_allclose(total[1], chain[1][0] / 2, rtol=1e-14)
     np.testing.assert_allclose(total[2], chain[2][1] / 2, rtol=1e-14)
 
@@ -148,12 +161,14 @@ def test_gradient_of_each_view_comes_from_its_own_term_alone(x64):
 def test_scaling_the_strong_view_does_not_reach_the_weakest(x64):
     views, key, queue = _embeddings(5)
 
-    def gradient(scale):
-        def loss(weakest):
-            chain = [weakest, views[1], scale * views[2]]
-            return contrastive.hiclr_loss(weakest_first=chain, key=key, queue=queue).total
+    def loss(weakest, scale):
+        chain = [weakest, views[1], scale * views[2]]
+        return contrastive.hiclr_loss(weakest_first=chain, key=key, queue=queue).total
 
-        return jax.grad(loss)(views[0])
+    def gradient(scale):
+        return slope(views[0], scale)
+
+    slope = jax.jit(jax.grad(loss))
 
     np.testing.assert_array_equal(gradient(1.0), gradient(7.0))
 
@@ -163,12 +178,11 @@ def test_equal_views_cost_the_entropy_and_have_no_slope(x64):
 
     def loss(strong):
         logits = [
-            contrastive.queue_logits(query=v, key=key, queue=queue, normalize=True)
-            for v in (view, strong)
+            _queue_logits(query=v, key=key, queue=queue, normalize=True) for v in (view, strong)
         ]
-        return contrastive.directional_distribution_loss(weak=logits[0], strong=logits[1]), logits
+        return _distribution_loss(weak=logits[0], strong=logits[1]), logits
 
-    (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(view)
+    (value, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(view)
     np.testing.assert_allclose(value, jnp.mean(numerics.categorical_entropy(logits[0])), rtol=1e-13)
     np.testing.assert_allclose(gradient, np.zeros_like(gradient), atol=1e-12)
 
@@ -184,7 +198,7 @@ def test_gradient_wrt_strong_logits_is_the_difference_of_distributions(x64):
 
 def test_reversed_direction_exchanges_the_roles(x64):
     weak, strong = _normal(9, BATCH, SIZE), _normal(10, BATCH, SIZE)
-    loss = contrastive.directional_distribution_loss
+    loss = _distribution_loss
     found = loss(weak=weak, strong=strong, direction="weak_to_strong")
     assert found == loss(weak=strong, strong=weak)
     assert found != loss(weak=weak, strong=strong)
@@ -195,8 +209,7 @@ def test_reversed_direction_exchanges_the_roles(x64):
 def test_chain_is_the_mean_over_adjacent_pairs(x64, views):
     logits = [_normal(20 + i, BATCH, SIZE) for i in range(views)]
     pairs = [
-        contrastive.directional_distribution_loss(weak=weak, strong=strong)
-        for weak, strong in zip(logits[:-1], logits[1:], strict=True)
+        _distribution_loss(weak=weak, strong=strong) for weak, strong in itertools.pairwise(logits)
     ]
     found = contrastive.hierarchical_consistency_loss(weakest_first=logits)
     np.testing.assert_allclose(found, np.mean(pairs) if pairs else 0, rtol=1e-14)
@@ -205,7 +218,7 @@ def test_chain_is_the_mean_over_adjacent_pairs(x64, views):
 
 def test_a_single_view_leaves_plain_contrast(x64):
     (query, *_), key, queue = _embeddings(11)
-    found = contrastive.hiclr_loss(weakest_first=[query], key=key, queue=queue)
+    found = _hiclr_loss(weakest_first=[query], key=key, queue=queue)
     _, expected = contrastive.info_nce_queue(query=query, key=key, queue=queue)
     np.testing.assert_allclose(found.total, expected, rtol=1e-14)
 
@@ -266,7 +279,7 @@ def test_mining_may_be_switched_on_within_a_compiled_loop(x64):
         )
 
     before, after = loss(jnp.asarray(False)), loss(jnp.asarray(True))
-    plain = contrastive.hiclr_loss(weakest_first=views, key=key, queue=queue)
+    plain = _hiclr_loss(weakest_first=views, key=key, queue=queue)
     chex.assert_trees_all_close(before, plain, rtol=1e-13)
     mask = contrastive.nearest_neighbour_positive_mask([view @ queue for view in views], 2)
     np.testing.assert_array_equal(after.positive_mask, mask)
@@ -276,33 +289,32 @@ def test_mining_may_be_switched_on_within_a_compiled_loop(x64):
     np.testing.assert_allclose(after.consistency, before.consistency, rtol=1e-14)
 
 
-@pytest.mark.parametrize("temperature", [1e-6, 0.07, 1e6])
-@pytest.mark.parametrize("fill", [0.0, 1e-30, 1e15])
 @pytest.mark.parametrize("direction", ["strong_to_weak", "symmetric"])
-def test_extremes_stay_finite(temperature, fill, direction):
-    views = [jnp.full((2, DIM), fill), jnp.full((2, DIM), -fill), jnp.eye(2, DIM)]
-    queue = jnp.eye(DIM, SIZE)
-
-    def loss(views):
+def test_extremes_stay_finite(direction):
+    @jax.jit
+    @jax.value_and_grad
+    def loss(views, key, temperature):
         return contrastive.hiclr_loss(
             weakest_first=views,
-            key=jnp.full((2, DIM), fill),
-            queue=queue,
+            key=key,
+            queue=jnp.eye(DIM, SIZE),
             temperature=temperature,
             direction=direction,
             mining=True,
             normalize=True,
         ).total
 
-    value, gradient = jax.value_and_grad(loss)(views)
-    assert np.isfinite(value)
-    assert all(np.all(np.isfinite(g)) for g in gradient)
+    for fill, temperature in itertools.product((0.0, 1e-30, 1e15), (1e-6, 0.07, 1e6)):
+        constant = jnp.full((2, DIM), fill)
+        value, gradient = loss([constant, -constant, jnp.eye(2, DIM)], constant, temperature)
+        assert np.isfinite(value), (fill, temperature)
+        assert all(np.all(np.isfinite(g)) for g in gradient), (fill, temperature)
 
 
 def test_certain_distributions_do_not_underflow():
     # log(softmax) in place of log_softmax is minus infinity here.
     certain = jnp.array([[1e4, 0.0]])
-    found = contrastive.directional_distribution_loss(weak=certain, strong=certain[:, ::-1])
+    found = _distribution_loss(weak=certain, strong=certain[:, ::-1])
     assert found == 1e4
     assert contrastive.info_nce_loss(certain[:, ::-1]) == 1e4
 
@@ -335,14 +347,15 @@ def test_ema_limits_and_dtypes():
 def test_queue_holds_the_last_keys_in_order(x64):
     queue = contrastive.queue_init(jax.random.key(0), dim=DIM, size=SIZE)
     np.testing.assert_allclose(np.linalg.norm(queue, axis=0), 1, rtol=1e-13)
-    keys = numerics.normalize(_normal(16, 3 * SIZE, DIM))
+    push = jax.jit(contrastive.queue_push)
+    keys = _unit(_normal(16, 3 * SIZE, DIM), -1)
     pointer = jnp.asarray(0)
-    batches = keys.reshape(-1, BATCH, DIM)
+    batches = np.asarray(keys).reshape(-1, BATCH, DIM)
     for step, batch in enumerate(batches, start=1):
-        queue, pointer = contrastive.queue_push(queue=queue, pointer=pointer, keys=batch)
+        queue, pointer = push(queue=queue, pointer=pointer, keys=batch)
         if step >= SIZE // BATCH:
-            oldest_first = np.roll(queue, -int(pointer), axis=1).T
-            np.testing.assert_array_equal(oldest_first, keys[: step * BATCH][-SIZE:])
+            oldest_first = np.roll(np.asarray(queue), -int(pointer), axis=1).T
+            np.testing.assert_array_equal(oldest_first, np.asarray(keys)[: step * BATCH][-SIZE:])
     assert pointer == 0
 
 
@@ -376,7 +389,8 @@ def test_vmap_over_seeds_equals_one_by_one():
         return loss, contrastive.queue_push(queue=queue, pointer=pointer, keys=key)
 
     pointers = jnp.array([0, 4, 9])
-    found = jax.vmap(step)(*batched, pointers)
-    single = [step(*seed, pointer) for seed, pointer in zip(seeds, pointers, strict=True)]
+    found = jax.jit(jax.vmap(step))(*batched, pointers)
+    one = jax.jit(step)
+    single = [one(*seed, pointer) for seed, pointer in zip(seeds, pointers, strict=True)]
     expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *single)
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)

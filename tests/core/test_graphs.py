@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ def _normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _adjacency(strategy="spatial", center=1, max_hop=1):
     return graphs.skeleton_adjacency(
         _edges(), num_nodes=NODES, center=center, strategy=strategy, max_hop=max_hop
@@ -64,7 +67,7 @@ class VariantsTest(chex.TestCase, parameterized.TestCase):
 @pytest.mark.parametrize("max_hop", [1, 2, 3])
 @pytest.mark.parametrize(("strategy", "extra"), [("uniform", 0), ("distance", 1), ("spatial", 2)])
 def test_subsets_part_the_normalised_adjacency(strategy, extra, max_hop):
-    found = np.asarray(_adjacency(strategy, max_hop=max_hop))
+    found = np.asarray(_adjacency(strategy, 1, max_hop))
     assert found.shape == (1 + extra * max_hop, NODES, NODES)
     # Each entry is in one subset at most, and what a node reads has total weight 1.
     assert np.max(np.sum(found != 0, axis=0)) == 1
@@ -82,11 +85,11 @@ def test_spatial_subsets_tell_towards_the_centre_from_away():
 
 def test_distances_beyond_the_last_hop_count_as_equal():
     # Seen from node 0, both ends of the edge 2 - 3 are infinitely far: neither is nearer.
-    _, away, towards = np.asarray(_adjacency(center=0))
+    _, away, towards = np.asarray(_adjacency("spatial", 0))
     assert away[2, 3] > 0 and away[3, 2] > 0
     assert towards[2, 3] == towards[3, 2] == 0
     # With longer distances node 2 is nearer, and the entry read from it changes its subset.
-    _, away, towards, *_ = np.asarray(_adjacency(center=0, max_hop=3))
+    _, away, towards, *_ = np.asarray(_adjacency("spatial", 0, 3))
     assert towards[2, 3] > 0 and away[2, 3] == 0
     assert away[3, 2] > 0 and towards[3, 2] == 0
 
@@ -107,13 +110,13 @@ def test_unknown_strategy_is_refused():
 def test_convolution_is_its_sum(x64, channels, features):
     x, kernel = _normal(0, NODES, 3, 4, channels), _normal(1, 3, channels, features)
     bias, adjacency = _normal(2, 3, features), _normal(3, 3, NODES, NODES)
-    found = graphs.graph_conv(x, kernel=kernel, bias=bias, adjacency=adjacency)
+    found = jax.jit(graphs.graph_conv)(x, kernel=kernel, bias=bias, adjacency=adjacency)
+    x, kernel, bias, adjacency = map(np.asarray, (x, kernel, bias, adjacency))
     expected = np.zeros((NODES, 3, 4, features))
     for k in range(3):
         for read in range(NODES):
             for written in range(NODES):
-                mapped = x[read] @ kernel[k] + bias[k]
-                expected[written] += adjacency[k, read, written] * np.asarray(mapped)
+                expected[written] += adjacency[k, read, written] * (x[read] @ kernel[k] + bias[k])
     np.testing.assert_allclose(found, expected, rtol=1e-11)
 
 
@@ -138,7 +141,7 @@ def test_dropping_everything_is_finite():
         none = jnp.zeros_like(adjacency, bool)
         return jnp.sum(graphs.drop_edges(adjacency, keep=none, rate=0.5, rescale=True))
 
-    value, gradient = jax.value_and_grad(total)(_adjacency())
+    value, gradient = jax.jit(jax.value_and_grad(total))(_adjacency())
     assert value == 0
     np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
 
@@ -158,8 +161,8 @@ def test_added_edges_keep_the_total_and_spare_the_old_ones(dtype):
 def test_adding_to_an_empty_graph_is_finite():
     empty = jnp.zeros((1, 3, 3))
     everything = jnp.ones_like(empty, bool)
-    gradient = jax.grad(lambda a: jnp.sum(graphs.add_edges(a, added=everything)))(empty)
-    assert np.all(np.isfinite(gradient))
+    slope = jax.jit(jax.grad(lambda a: jnp.sum(graphs.add_edges(a, added=everything))))
+    assert np.all(np.isfinite(slope(empty)))
 
 
 def test_vmap_over_seeds_equals_one_by_one():
@@ -169,6 +172,6 @@ def test_vmap_over_seeds_equals_one_by_one():
     def conv(x, kernel, bias):
         return graphs.graph_conv(x, kernel=kernel, bias=bias, adjacency=adjacency)
 
-    found = jax.vmap(conv)(x, kernel, bias)
-    expected = [conv(*seed) for seed in zip(x, kernel, bias, strict=True)]
+    found, one = jax.jit(jax.vmap(conv))(x, kernel, bias), jax.jit(conv)
+    expected = [one(*seed) for seed in zip(x, kernel, bias, strict=True)]
     np.testing.assert_allclose(found, jnp.stack(expected), rtol=1e-5, atol=1e-6)

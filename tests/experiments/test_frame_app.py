@@ -14,6 +14,7 @@ import pytest
 from experiments.common import app, files, metrics, report
 from experiments.common.errors import UserError
 from tests.experiments import toy
+from tests.experiments.toy import with_devices
 
 
 def run(*words):
@@ -187,7 +188,7 @@ def test_one_device_and_eight_give_the_same_losses(tmp_path):
         process = start(
             f"--workdir={tmp_path}/{count}",
             "--batch=16",
-            env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"},
+            env=with_devices(count),
         )
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
@@ -201,7 +202,7 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
     process = start(
         f"--workdir={tmp_path}",
         "--batch=9",
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env=with_devices(8),
     )
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2

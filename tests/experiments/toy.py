@@ -1,6 +1,7 @@
 """A small binary that uses every part of the frame: `python -m tests.experiments.toy`."""
 
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,13 @@ class Config(config.Compared, config.Training):
 
 
 DATA = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
+
+
+def with_devices(count):
+    """The environment of a process that sees so many CPU devices."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    count_flag = f"--xla_force_host_platform_device_count={count}"
+    return os.environ | {"XLA_FLAGS": f"{flags} {count_flag}"}
 
 
 def make(config):

@@ -1,0 +1,223 @@
+"""Nudged phases, and the error vectors that a network measures by itself through them.
+
+The estimates need nothing but the network's own dynamics: activities under a nudge of the output,
+compared with activities without it, or averaged over a circle of complex nudges.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact, Int
+
+from asym.equilibrium.cauchy import Radius, cauchy_derivative, circle_points
+from asym.equilibrium.fields import (
+    Damping,
+    Nudge,
+    Params,
+    States,
+    VectorField,
+    activate,
+    log_residual,
+    next_states,
+    promote,
+    relax,
+    vector_field,
+)
+
+
+class OnlineEstimate(NamedTuple):
+    """What a network measures while its nudge keeps oscillating.
+
+    Attributes:
+        u_mean: mean state, which stands for the free one.
+        delta: error vector.
+    """
+
+    u_mean: States
+    delta: States
+
+
+def nudged_phase(
+    vf: VectorField,
+    params: Params,
+    u_free: States,
+    *,
+    x: Inexact[Array, "..."],
+    y: Inexact[Array, "..."],
+    num_steps: int | Int[Array, ""],
+    beta: Nudge,
+    damping: Damping = 1.0,
+) -> States:
+    """States that a constant nudge reaches from the free ones.
+
+    Args:
+        vf: the network.
+        params: its parameters.
+        u_free: free states; half-precision ones are promoted to float32.
+        x: input (B, ...).
+        y: targets (B, ...).
+        num_steps: T2, steps of the phase.
+        beta: strength of the nudge; if complex, so are the states.
+        damping: as in `relax`.
+
+    Returns:
+        States after the phase, shaped like ``u_free``.
+
+    Reference:
+        arXiv 2309.02214, nudged phase.
+    """
+    force = jnp.asarray(beta)
+    params, u_free = promote(params), promote(u_free)
+    if jnp.iscomplexobj(force):
+        u_free = jax.tree.map(lambda u: u.astype(jnp.promote_types(u.dtype, "complex64")), u_free)
+    force = force.astype(jnp.result_type(*jax.tree.leaves(u_free)))
+
+    def step(u: States) -> States:
+        return next_states(vf, params, u, x=x, y=y, beta=force)
+
+    return relax(step, u_free, num_steps, damping=damping)
+
+
+def ep_error_vector(
+    vf: VectorField,
+    params: Params,
+    u_free: States,
+    *,
+    x: Inexact[Array, "..."],
+    y: Inexact[Array, "..."],
+    num_steps: int | Int[Array, ""],
+    beta: Radius = 0.0,
+    n: int = 0,
+    damping: Damping = 1.0,
+) -> States:
+    """Error vector of (holomorphic) equilibrium propagation, ``d phi(u_beta) / d beta`` at 0.
+
+    `cauchy_derivative` of the activities after ``num_steps`` nudged steps, all N phases from the
+    same free states: exact for ``n = 0``, classic for ``n = 1``, holomorphic for ``n >= 2``.
+    Converges to ``(D^-1 - W)^-1 g``.
+
+    Args:
+        vf: the network.
+        params: its parameters.
+        u_free: free states u* (B, ...); half-precision ones are promoted to float32.
+        x: input (B, ...).
+        y: targets (B, ...).
+        num_steps: T2, steps of each nudged phase.
+        beta: radius of the nudges, > 0; unused for ``n = 0``.
+        n: number of phases N, >= 0.
+        damping: as in `relax`.
+
+    Returns:
+        The error vector delta, shaped like ``u_free``, in at least float32.
+
+    Reference:
+        arXiv 2309.02214, ``hep_vf`` of the released code: derivatives of activities, not states.
+    """
+
+    def activities(strength: Array) -> States:
+        reached = nudged_phase(
+            vf, params, u_free, x=x, y=y, num_steps=num_steps, beta=strength, damping=damping
+        )
+        return activate(vf, reached)
+
+    return cauchy_derivative(activities, beta, n, f0=activate(vf, promote(u_free)))
+
+
+def nudged_residual(
+    vf: VectorField,
+    params: Params,
+    u_free: States,
+    *,
+    x: Inexact[Array, "..."],
+    y: Inexact[Array, "..."],
+    num_steps: int | Int[Array, ""],
+    beta: Radius,
+    n: int,
+    damping: Damping = 1.0,
+) -> Float[Array, "phases batch"]:
+    """How far the nudged phases are from rest, a warning where an error vector has no meaning.
+
+    ``log10(||F_{beta_t}(u_{beta_t})|| + 1e-8)`` for the points in the upper half of the circle.
+    A phase that does not settle has left the domain in which the integral converges.
+
+    Args:
+        vf: the network.
+        params: its parameters.
+        u_free: free states (B, ...).
+        x: input (B, ...).
+        y: targets (B, ...).
+        num_steps: T2, steps of each nudged phase.
+        beta: radius of the nudges, > 0.
+        n: number of phases N, >= 1.
+        damping: as in `relax`.
+
+    Returns:
+        Log-residuals (N // 2 + 1, B) of the phases t = 0 .. N // 2, at least -8.
+
+    Reference:
+        arXiv 2309.02214, convergence monitor of the code, here of the nudged phases.
+    """
+    chex.assert_scalar_positive(n)
+
+    def residual(strength: Array) -> Array:
+        reached = nudged_phase(
+            vf, params, u_free, x=x, y=y, num_steps=num_steps, beta=strength, damping=damping
+        )
+        promoted = promote(params)
+        return log_residual(vector_field(vf, promoted, reached, x=x, y=y, beta=strength))
+
+    return jax.vmap(residual)(circle_points(beta, n, jnp.arange(n // 2 + 1)))
+
+
+def online_error_vector(
+    vf: VectorField,
+    params: Params,
+    u0: States,
+    *,
+    x: Inexact[Array, "..."],
+    y: Inexact[Array, "..."],
+    num_blocks: int,
+    steps_per_block: int | Int[Array, ""],
+    beta: Radius,
+    n: int | Int[Array, ""],
+    damping: Damping = 1.0,
+) -> OnlineEstimate:
+    """Error vector of a network that is never let free: its nudge oscillates without a pause.
+
+    Block t = 0 .. Q - 1 relaxes on, from where the last one ended, under ``beta_t = beta
+    exp(2 pi i t / N)``; then ``u_mean = Re(mean_t u_t)`` and ``delta = Re(mean_t phi(u_t) /
+    beta_t)``.  The transient at the start enters both means.
+
+    Args:
+        vf: the network.
+        params: its parameters.
+        u0: states to start from (B, ...), zero in the paper.
+        x: input (B, ...).
+        y: targets (B, ...).
+        num_blocks: Q, a multiple of N: only whole periods cancel the free states.
+        steps_per_block: steps at each nudge.
+        beta: radius of the nudges, > 0.
+        n: blocks N of a period, >= 2.
+        damping: as in `relax`.
+
+    Returns:
+        Mean states and error vector, shaped like ``u0``, in at least float32.
+
+    Reference:
+        arXiv 2309.02214, Table 1, ``online_hvf`` of the released code.
+    """
+    u0 = promote(u0)
+    start = jax.tree.map(lambda u: u.astype(jnp.promote_types(u.dtype, "complex64")), u0)
+    strengths = circle_points(beta, n, jnp.arange(num_blocks))
+
+    def block(u: States, strength: Array) -> tuple[States, tuple[States, States]]:
+        u = nudged_phase(
+            vf, params, u, x=x, y=y, num_steps=steps_per_block, beta=strength, damping=damping
+        )
+        return u, (u, jax.tree.map(lambda r: r / strength.astype(r.dtype), activate(vf, u)))
+
+    _, histories = jax.lax.scan(block, start, strengths)
+    means = jax.tree.map(lambda history: jnp.real(jnp.mean(history, axis=0)), histories)
+    return OnlineEstimate(*means)
