@@ -21,12 +21,13 @@ def draw(config: Any, outcomes: Mapping[str, app.Outcome], workdir: Path, folder
       folder: Where figures go.
     """
     shown = [m for m in _SHOWN if m in outcomes] or list(outcomes)[:1]
-    figure, grid = plots.new(2 + len(shown))
-    axes = grid[0]
+    figure, grid = plots.new(2, rows=2)
+    axes = grid.ravel()
     colours = dict(zip(shown, plots.COLOURS, strict=False))
     precision_recall(axes[0], {m: outcomes[m] for m in shown}, colours)
-    for method, panel in zip(shown, axes[1:], strict=False):
+    for method, panel in zip(shown, axes[1:3], strict=False):
         norm_ratios(panel, outcomes[method], f"{method}: length of query / reference")
+    axes[2].set_visible(len(shown) == 2)
     for method in shown:
         trained = workdir / f"train_{method}" / "metrics.jsonl"
         if trained.exists():
@@ -41,7 +42,7 @@ def draw(config: Any, outcomes: Mapping[str, app.Outcome], workdir: Path, folder
 def precision_recall(
     axes: Any, outcomes: Mapping[str, app.Outcome], colours: Mapping[str, str]
 ) -> None:
-    """Precision over recall of each method, by cosine (dashed) and by its own rule.
+    """Interpolated precision over recall, by cosine (dashed) and by the method's own rule.
 
     Args:
       axes: Where to draw.
@@ -58,19 +59,28 @@ def precision_recall(
         ):
             if name == "rule" and not filtered:
                 continue
-            for seed in range(len(outcome.metrics["mu_ap"])):
-                axes.plot(
-                    outcome.arrays[f"recall_{name}/{seed}"],
-                    outcome.arrays[f"precision_{name}/{seed}"],
-                    style,
-                    color=colours[method],
-                    alpha=0.8,
-                    linewidth=1.2,
-                    label=label if seed == 0 else None,
-                )
+            recall = np.linspace(0, 1, 101)
+            precision = np.stack(
+                [
+                    _precision_at(
+                        recall,
+                        outcome.arrays[f"recall_{name}/{seed}"],
+                        outcome.arrays[f"precision_{name}/{seed}"],
+                    )
+                    for seed in range(len(outcome.metrics["mu_ap"]))
+                ],
+                axis=1,
+            )
+            plots.band(axes, recall, precision, label, colours[method], style)
     axes.set(title="copies against reversed hard negatives", xlabel="recall", ylabel="precision")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(fontsize=8)
+
+
+def _precision_at(wanted: np.ndarray, recall: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    """Best precision at each recall or beyond it; 0 where that recall is never reached."""
+    reached = recall[None, :] >= wanted[:, None]
+    return np.max(np.where(reached, precision[None, :], 0.0), axis=1, initial=0.0)
 
 
 def norm_ratios(axes: Any, outcome: app.Outcome, title: str) -> None:
@@ -87,6 +97,7 @@ def norm_ratios(axes: Any, outcome: app.Outcome, title: str) -> None:
         values = np.concatenate([outcome.arrays[f"ratio_{name}/{seed}"] for seed in seeds])
         if len(values):
             axes.hist(np.clip(values, bins[0], bins[-1]), bins, alpha=0.6, label=label)
+    axes.margins(y=0.35)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.set(title=title, xlabel="norm ratio", ylabel="pairs")

@@ -60,7 +60,9 @@ def save(figure: Any, path: Path) -> None:
     files.write_bytes(path, buffer.getvalue())
 
 
-def band(axes: Any, x: np.ndarray, values: np.ndarray, label: str, colour: str) -> None:
+def band(
+    axes: Any, x: np.ndarray, values: np.ndarray, label: str, colour: str, style: str = "-"
+) -> None:
     """A mean over seeds with its standard error as a band.
 
     Args:
@@ -69,9 +71,10 @@ def band(axes: Any, x: np.ndarray, values: np.ndarray, label: str, colour: str) 
       values: Shape (points, num_seeds).
       label: Name in the legend.
       colour: Its colour.
+      style: Of the line.
     """
     mean = values.mean(axis=1)
-    axes.plot(x, mean, color=colour, label=label)
+    axes.plot(x, mean, style, color=colour, label=label)
     if values.shape[1] > 1:
         error = values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
         axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)

@@ -322,15 +322,47 @@ def _padding(name: str) -> str:
     return "VALID" if "out" in name.split("-") else "SAME"
 
 
-def _convolution(kernel: Array, source: Array, padding: str) -> Array:
+def convolution(
+    kernel: Inexact[Array, "3 3 low high"],
+    source: Inexact[Array, "batch height width low"],
+    padding: str,
+    *,
+    as_product: bool,
+) -> Inexact[Array, "batch rows columns high"]:
+    """3x3 convolution of stride 1, by the library or as one product of nine shifted copies.
+
+    The product is two to three times faster on a CPU inside the relaxation's loop, where a vmap
+    over seeds makes a grouped convolution of the other form.
+
+    Args:
+      kernel: (3, 3, low, high), real or complex.
+      source: (B, H, W, low), real or complex.
+      padding: `SAME` or `VALID`.
+      as_product: which of the two.
+
+    Returns:
+      (B, H, W, high), or 2 rows and columns less for `VALID`.
+    """
     dtype = jnp.result_type(kernel, source)
-    return jax.lax.conv_general_dilated(
-        source.astype(dtype),
-        kernel.astype(dtype),
-        window_strides=(1, 1),
-        padding=padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    kernel, source = kernel.astype(dtype), source.astype(dtype)
+    if not as_product:
+        return jax.lax.conv_general_dilated(
+            source,
+            kernel,
+            window_strides=(1, 1),
+            padding=padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+    if padding == "SAME":
+        source = jnp.pad(source, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    rows, columns = source.shape[1] - 2, source.shape[2] - 2
+    shifted = [source[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
+    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _convolution(kernel: Array, source: Array, padding: str) -> Array:
+    on_cpu = jax.default_backend() == "cpu"
+    return convolution(kernel, source, padding, as_product=on_cpu)
 
 
 def _convolve_and_pool(connection: dict[str, Array], source: Array, padding: str) -> Array:

@@ -164,6 +164,17 @@ def test_sizes_of_the_convolutional_network():
     }
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_both_forms_of_the_convolution_agree(padding, x64):
+    kernel = _normal(0, 3, 3, 2, 4)
+    source = _normal(1, 2, 6, 5, 2) + 1j * _normal(2, 2, 6, 5, 2)
+    convolve = _jit(model.convolution, static_argnames=("padding", "as_product"))
+    library, product = (
+        convolve(kernel, source, padding=padding, as_product=flag) for flag in (False, True)
+    )
+    np.testing.assert_allclose(product, library, rtol=1e-12, atol=1e-13)
+
+
 def test_field_of_the_convolutional_network_is_analytic(x64):
     params, r, x = _cnn(angle_deg=90.0)
     turned = {name: z + 0.1j * _normal(40, *z.shape) for name, z in r.items()}

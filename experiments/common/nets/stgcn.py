@@ -17,7 +17,10 @@ from jaxtyping import Array, Float
 
 from asym import graphs
 
-_WEIGHTS = nnx.initializers.normal(0.02)
+# The authors' weights.  Batch norm makes the step relative to weights so small a large one: short
+# runs learn from FAN_IN, the frameworks' usual U(-1, 1) / sqrt(fan_in).
+NORMAL = nnx.initializers.normal(0.02)
+FAN_IN = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 # Up to this many times the kernel's length, a convolution over time is one matrix product.
 _DENSE_TIME = 3
 
@@ -86,7 +89,7 @@ class BatchNorm(nnx.BatchNorm):
             momentum=0.9,
             epsilon=1e-5,
             dtype=dtype,
-            scale_init=lambda key, shape, kind: 1 + _WEIGHTS(key, shape, kind),
+            scale_init=lambda key, shape, kind: 1 + NORMAL(key, shape, kind),
             # The difference of squares would cancel for coordinates far from the origin.
             use_fast_variance=False,
             rngs=rngs,
@@ -113,11 +116,12 @@ class TemporalConv(nnx.Module):
         taps: int,
         stride: int,
         dtype: jnp.dtype | None,
+        kernel_init: nnx.Initializer,
         rngs: nnx.Rngs,
     ):
         self.stride = stride
         self.dtype = dtype
-        self.kernel = nnx.Param(_WEIGHTS(rngs.params(), (taps, in_channels, out_channels)))
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (taps, in_channels, out_channels)))
         self.bias = nnx.Param(jnp.zeros(out_channels))
 
     def __call__(self, x: Float[Array, "joints clips frames channels"]) -> Array:
@@ -158,17 +162,27 @@ class Block(nnx.Module):
         residual: bool,
         taps: int,
         dtype: jnp.dtype | None,
+        kernel_init: nnx.Initializer,
         rngs: nnx.Rngs,
     ):
         width = spec.width
         self.residual = residual
         self.stride = spec.stride
-        self.kernel = nnx.Param(_WEIGHTS(rngs.params(), (subsets, in_channels, width)))
+        # Drawn flat: the subsets are further outputs and no part of the fan-in.
+        flat = kernel_init(rngs.params(), (in_channels, subsets * width))
+        flat = flat.reshape(in_channels, subsets, width)
+        self.kernel = nnx.Param(flat.transpose(1, 0, 2))
         self.bias = nnx.Param(jnp.zeros((subsets, width)))
         self.importance = nnx.Param(jnp.ones((subsets, joints, joints)))
         self.norm1 = BatchNorm(width, dtype=dtype, rngs=rngs)
         self.temporal = TemporalConv(
-            width, width, taps=taps, stride=spec.stride, dtype=dtype, rngs=rngs
+            width,
+            width,
+            taps=taps,
+            stride=spec.stride,
+            dtype=dtype,
+            kernel_init=kernel_init,
+            rngs=rngs,
         )
         self.norm2 = BatchNorm(width, dtype=dtype, rngs=rngs)
         self.dropout = nnx.Dropout(spec.dropout)
@@ -176,7 +190,7 @@ class Block(nnx.Module):
         self.shortcut_norm: BatchNorm | None = nnx.data(None)
         if residual and (spec.stride != 1 or in_channels != width):
             self.shortcut = nnx.Linear(
-                in_channels, width, dtype=dtype, kernel_init=_WEIGHTS, rngs=rngs
+                in_channels, width, dtype=dtype, kernel_init=kernel_init, rngs=rngs
             )
             self.shortcut_norm = BatchNorm(width, dtype=dtype, rngs=rngs)
 
@@ -230,6 +244,7 @@ class STGCN(nnx.Module):
         in_channels: int = 3,
         taps: int = 9,
         dtype: jnp.dtype | None = None,
+        kernel_init: nnx.Initializer = NORMAL,
         rngs: nnx.Rngs,
     ):
         """Builds the network.
@@ -240,6 +255,7 @@ class STGCN(nnx.Module):
           in_channels: coordinates of a joint.
           taps: length of the temporal kernels, odd.
           dtype: dtype of the computation, float32 parameters stay; None takes the input's.
+          kernel_init: `NORMAL`, as the authors, or `FAN_IN`.
           rngs: the stream "params" is used.
 
         Raises:
@@ -262,6 +278,7 @@ class STGCN(nnx.Module):
                     residual=index > 0,
                     taps=taps,
                     dtype=dtype,
+                    kernel_init=kernel_init,
                     rngs=rngs,
                 )
             )
@@ -314,12 +331,20 @@ class STGCN(nnx.Module):
 class Head(nnx.Module):
     """Projector of the pre-training, linear - ReLU - linear; without `hidden` one linear layer."""
 
-    def __init__(self, in_dim: int, out_dim: int, *, hidden: int | None = None, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        hidden: int | None = None,
+        kernel_init: nnx.Initializer = NORMAL,
+        rngs: nnx.Rngs,
+    ):
         self.hidden: nnx.Linear | None = nnx.data(None)
         if hidden is not None:
-            self.hidden = nnx.Linear(in_dim, hidden, kernel_init=_WEIGHTS, rngs=rngs)
+            self.hidden = nnx.Linear(in_dim, hidden, kernel_init=kernel_init, rngs=rngs)
             in_dim = hidden
-        self.linear = nnx.Linear(in_dim, out_dim, kernel_init=_WEIGHTS, rngs=rngs)
+        self.linear = nnx.Linear(in_dim, out_dim, kernel_init=kernel_init, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch features"]) -> Float[Array, "batch dim"]:
         """(N, in_dim) -> (N, out_dim)."""
