@@ -84,6 +84,7 @@ class Experiment:
       measure: Settings of one method and the run, to its outcome. It may train, or not.
       claims: Settings and the outcomes by method, to the paper's claims.
       figures: Settings, outcomes, the run's folder and the folder of figures; writes the figures.
+      labels: Metric name to its column's title, where the name is not title enough.
       examples: Command lines for `--help`.
     """
 
@@ -98,6 +99,7 @@ class Experiment:
     claims: Callable[[Any, Mapping[str, Outcome]], Sequence[report.Claim]]
     figures: Callable[[Any, Mapping[str, Outcome], Path, Path], None]
     methods: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     examples: Sequence[str] = ()
 
     def settings(self, preset: str = "quick", **explicit: Any) -> Any:
@@ -233,6 +235,7 @@ def _measure_all(experiment: Experiment, config: Any, workdir: Path) -> dict[str
         "wall_seconds": sum(seconds.values()),
         "seconds": seconds,
         "seeds": list(range(config.seed, config.seed + config.num_seeds)),
+        "labels": dict(experiment.labels),
         "methods": report.summarise({m: o.metrics for m, o in outcomes.items()}),
         "claims": [dataclasses.asdict(c) for c in claims],
         "figures": sorted(p.name for p in (workdir / "figures").glob("*")),

@@ -219,7 +219,8 @@ def results_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
         ]
         for method, metrics in methods.items()
     ]
-    return ["method", *(n.replace("_", " ") for n in names)], rows
+    labels = results["labels"]
+    return ["method", *(labels.get(n, n.replace("_", " ")) for n in names)], rows
 
 
 def claim_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -275,7 +276,12 @@ def show(results: Mapping[str, Any]) -> None:
             continue
         table = Table(title=title, title_justify="left")
         for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+            table.add_column(
+                name,
+                justify="left" if i == 0 else "right",
+                overflow="fold",
+                no_wrap=name == "method",
+            )
         for row in rows:
             table.add_row(*row)
         console.print(table)

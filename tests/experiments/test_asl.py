@@ -67,10 +67,10 @@ def test_compare_runs_every_method_and_trains_what_differs_once(compared):
 def test_every_acceptance_item_is_a_claim(compared):
     _, results = compared
     statements = [c["statement"] for c in results["claims"]]
-    assert len(statements) == 13
+    assert len(statements) == 14
     exact = results["claims"][1:7]
     assert all(c["holds"] is True for c in exact)
-    assert [c["threshold"] for c in results["claims"][7:10]] == [0.8, 0.05, 0.0]
+    assert [c["threshold"] for c in results["claims"][7:11]] == [0.8, 0.05, 0.0, 0.0]
     assert all(c["measured"] is not None for c in results["claims"][7:])
 
 

@@ -55,6 +55,7 @@ def test_results_hold_everything_a_reader_needs(complete):
     assert results["config"]["learning_rate"] == 0.05
     assert results["wall_seconds"] > 0
     assert [c["holds"] for c in results["claims"]] == [True, True]
+    assert report.results_rows(results)[0] == ["method", "loss on all examples"]
     assert results["figures"] == ["toy.png"]
     assert (complete / "figures" / "toy.png").read_bytes().startswith(b"\x89PNG")
 

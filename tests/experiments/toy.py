@@ -139,6 +139,7 @@ EXPERIMENT = app.Experiment(
     },
     preset_docs={"smoke": "fast", "quick": "both methods"},
     methods={"sgd": "plain", "adam": "adaptive"},
+    labels={"test_loss": "loss on all examples"},
     measure=measure,
     claims=claims,
     figures=figures,
