@@ -46,14 +46,16 @@ from asym.equilibrium.homeostasis import (
     rotate_feedback,
 )
 from asym.equilibrium.nudges import (
+    CircleDiagnosis,
     OnlineEstimate,
+    diagnose_circle,
     ep_error_vector,
     nudged_phase,
-    nudged_residual,
     online_error_vector,
 )
 
 __all__ = [
+    "CircleDiagnosis",
     "OnlineEstimate",
     "Relaxation",
     "VectorField",
@@ -63,6 +65,7 @@ __all__ = [
     "bypassed_field",
     "cauchy_derivative",
     "circle_points",
+    "diagnose_circle",
     "dsilu",
     "ep_error_vector",
     "ep_grad",
@@ -80,7 +83,6 @@ __all__ = [
     "neumann_rbp_error_vector",
     "next_states",
     "nudged_phase",
-    "nudged_residual",
     "online_error_vector",
     "rbp_error_vector",
     "relax",

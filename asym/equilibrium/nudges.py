@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
+from asym import numerics
 from asym.equilibrium.cauchy import Radius, cauchy_derivative, circle_points
 from asym.equilibrium.fields import (
     Damping,
@@ -37,6 +38,20 @@ class OnlineEstimate(NamedTuple):
 
     u_mean: States
     delta: States
+
+
+class CircleDiagnosis(NamedTuple):
+    """How well a circle of nudges behaves.
+
+    Attributes:
+        log_residual: logarithms >= -8 (N // 2 + 1, B), distance from rest of the phases in the
+            upper half of the circle; about -8 in float64, -6 in float32, for settled ones.
+        defect: numbers >= 0 (B,), relative error of the mean value; well below 1, the relative
+            bias of the error vector is of a similar order, near 1 the error vector is void.
+    """
+
+    log_residual: Float[Array, "phases batch"]
+    defect: Float[Array, " batch"]
 
 
 def nudged_phase(
@@ -125,7 +140,7 @@ def ep_error_vector(
     return cauchy_derivative(activities, beta, n, f0=activate(vf, promote(u_free)))
 
 
-def nudged_residual(
+def diagnose_circle(
     vf: VectorField,
     params: Params,
     u_free: States,
@@ -136,39 +151,58 @@ def nudged_residual(
     beta: Radius,
     n: int,
     damping: Damping = 1.0,
-) -> Float[Array, "phases batch"]:
-    """How far the nudged phases are from rest, a warning where an error vector has no meaning.
+) -> CircleDiagnosis:
+    """Whether a circle of nudges can be trusted, from the activities on it alone.
 
-    ``log10(||F_{beta_t}(u_{beta_t})|| + 1e-8)`` for the points in the upper half of the circle.
-    A phase that does not settle has left the domain in which the integral converges.
+    Two things go wrong.  A phase may not have settled, which the residual ``log10(||F_{beta_t}
+    (u_{beta_t})|| + 1e-8)`` tells.  Or all of them settle, but the circle surrounds a singularity,
+    and more phases do not help: then the mean value over the circle is not the value at its
+    centre.  ``defect = ||mean_t phi(u_{beta_t}) - phi(u*)|| / (beta ||delta||)`` aliases one
+    coefficient earlier than delta, as ``|c_N| beta^{N-1} / |c_1|``, and so warns in time.
 
     Args:
         vf: the network.
         params: its parameters.
-        u_free: free states (B, ...).
+        u_free: free states u* (B, ...).
         x: input (B, ...).
         y: targets (B, ...).
         num_steps: T2, steps of each nudged phase.
         beta: radius of the nudges, > 0.
-        n: number of phases N, >= 1.
+        n: number of phases N, >= 2.
         damping: as in `relax`.
 
     Returns:
-        Log-residuals (N // 2 + 1, B) of the phases t = 0 .. N // 2, at least -8.
+        Residual and defect by sample.
+
+    Raises:
+        AssertionError: if ``n`` is below 2.
 
     Reference:
-        arXiv 2309.02214, convergence monitor of the code, here of the nudged phases.
+        arXiv 2309.02214, convergence monitor of the code, here of nudged phases.  The defect is
+        an addition: in the recorded sigmoid network at beta 0.5 all residuals vanish while the
+        gradient is wrong by a third.
     """
-    chex.assert_scalar_positive(n)
+    chex.assert_scalar_positive(n - 1)
+    params, u_free = promote(params), promote(u_free)
+    points = circle_points(beta, n, jnp.arange(n // 2 + 1))
 
-    def residual(strength: Array) -> Array:
+    def phase(strength: Array) -> tuple[Array, Array]:
         reached = nudged_phase(
             vf, params, u_free, x=x, y=y, num_steps=num_steps, beta=strength, damping=damping
         )
-        promoted = promote(params)
-        return log_residual(vector_field(vf, promoted, reached, x=x, y=y, beta=strength))
+        change = vector_field(vf, params, reached, x=x, y=y, beta=strength)
+        return log_residual(change), _rows(activate(vf, reached))
 
-    return jax.vmap(residual)(circle_points(beta, n, jnp.arange(n // 2 + 1)))
+    residual, activities = jax.vmap(phase)(points)
+    # The points left out are the conjugates of those that are not real.
+    weights = jnp.array([1 if 2 * t in (0, n) else 2 for t in range(n // 2 + 1)]) / n
+    mean = jnp.real(jnp.tensordot(weights, activities, axes=1))
+    delta = jnp.real(jnp.tensordot(weights / points, activities, axes=1))
+    defect = numerics.safe_divide(
+        numerator=numerics.safe_norm(mean - _rows(activate(vf, u_free))),
+        denominator=beta * numerics.safe_norm(delta),
+    )
+    return CircleDiagnosis(residual, defect)
 
 
 def online_error_vector(
@@ -221,3 +255,9 @@ def online_error_vector(
     _, histories = jax.lax.scan(block, start, strengths)
     means = jax.tree.map(lambda history: jnp.real(jnp.mean(history, axis=0)), histories)
     return OnlineEstimate(*means)
+
+
+def _rows(states: States) -> Array:
+    """All layers of a sample in one row."""
+    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(states)]
+    return jnp.concatenate(leaves, axis=1)

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -298,7 +299,7 @@ def help_text(cls: type[Common], base: Common) -> str:
         lines = [
             f"  --{f.name}={shown}" if shown != "" else f"  --{f.name}=<{_kind(hints[f.name])}>"
         ]
-        lines.append(f"      {f.metadata['doc']}")
+        lines.append(textwrap.indent(textwrap.fill(f.metadata["doc"], 92), " " * 6))
         if f.metadata["choices"]:
             lines.append("      One of: " + ", ".join(map(str, f.metadata["choices"])))
         groups[title].append("\n".join(lines))

@@ -188,17 +188,26 @@ def test_one_nudge_is_the_difference_to_the_free_activities(x64):
     chex.assert_trees_all_close(found, expected, rtol=1e-13)
 
 
-def test_residual_tells_when_the_nudge_leaves_the_domain_of_convergence():
+def test_defect_tells_when_the_circle_surrounds_a_singularity(x64):
     params, data = _network()
     u = _free(FIELD, params, data["x"])
 
     @_jit
-    def residual(beta):
-        return equilibrium.nudged_residual(FIELD, params, u, **data, num_steps=100, beta=beta, n=6)
+    def diagnose(beta, steps):
+        settings = {"num_steps": steps, "beta": beta, "n": 6}
+        delta = equilibrium.ep_error_vector(FIELD, params, u, **data, **settings)
+        return equilibrium.diagnose_circle(FIELD, params, u, **data, **settings), _joined(delta)
 
-    gentle, violent = residual(0.05), residual(4.0)
-    assert gentle.shape == violent.shape == (4, BATCH)
-    assert np.max(gentle) < -5 < -1 < np.max(violent)
+    exact = np.asarray(_jit(_exact_errors, static_argnums=0)(FIELD, params, u, **data)[0])
+    for beta, trusted in ((0.1, True), (6.0, False)):
+        found, delta = diagnose(beta, 300)
+        assert found.log_residual.shape == (4, BATCH)
+        np.testing.assert_allclose(found.log_residual, -8, atol=1e-3)
+        bias = np.linalg.norm(delta - exact, axis=1) / np.linalg.norm(exact, axis=1)
+        assert np.all((found.defect < 1e-3) == trusted)
+        assert np.all((bias < 1e-3) == trusted)
+    # After a single step nothing is settled yet.
+    assert np.all(diagnose(0.1, 1)[0].log_residual.max(axis=0) > -4)
 
 
 def test_oscillating_nudge_agrees_with_separate_phases(x64):

@@ -112,6 +112,22 @@ def test_weights_are_drawn_as_the_authors_draw_them():
         np.testing.assert_array_equal(bias[...], np.zeros_like(bias[...]))
 
 
+def test_fan_in_of_a_graph_kernel_is_its_channels():
+    with jax.default_prng_impl("rbg"):
+        model = stgcn.STGCN(
+            _adjacency(),
+            (stgcn.BlockSpec(200),),
+            in_channels=2,
+            kernel_init=stgcn.FAN_IN,
+            rngs=nnx.Rngs(0),
+        )
+    (block,) = model.blocks
+    for kernel, fan_in in ((block.kernel, 2), (block.temporal.kernel, 9 * 200)):
+        limit = 1 / np.sqrt(fan_in)
+        assert 0.98 * limit < np.abs(kernel[...]).max() <= limit
+        np.testing.assert_allclose(np.std(kernel[...]), limit / np.sqrt(3), rtol=0.05)
+
+
 def test_running_variance_is_unbiased():
     norm = stgcn.BatchNorm(2, dtype=None, rngs=nnx.Rngs(0))
     x = np.random.default_rng(2).normal(3, 2, (5, 2)).astype(np.float32)

@@ -116,7 +116,7 @@ class TemporalConv(nnx.Module):
         taps: int,
         stride: int,
         dtype: jnp.dtype | None,
-        kernel_init: nnx.Initializer,
+        kernel_init: nnx.Initializer = NORMAL,
         rngs: nnx.Rngs,
     ):
         self.stride = stride
@@ -162,7 +162,7 @@ class Block(nnx.Module):
         residual: bool,
         taps: int,
         dtype: jnp.dtype | None,
-        kernel_init: nnx.Initializer,
+        kernel_init: nnx.Initializer = NORMAL,
         rngs: nnx.Rngs,
     ):
         width = spec.width
