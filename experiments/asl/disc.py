@@ -216,6 +216,10 @@ class DiscEvaluation:
             root / "ground_truth.csv", self.query_ids, self.reference_ids
         )
 
+    def count(self, kind: Kind) -> int:
+        """How many pictures of a kind there are."""
+        return len(self._paths[kind])
+
     def batches(self, kind: Kind, batch_size: int) -> Iterator[np.ndarray]:
         """Yields the pictures in the order of their ids.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.asl import claims, figures, scoring, sources, training
 from experiments.asl.settings import METHODS, PRESETS, Config
-from experiments.common import app, loop
+from experiments.common import app, loop, terminal
 
 # Method -> (which training it uses, which rule scores its pairs).
 _PARTS = {
@@ -126,7 +126,11 @@ def describe(
         return scoring.describe(at_input_size, others, norm_feature)
 
     describe_chunk = jax.jit(jax.vmap(one_seed, (0, 0 if pictures.per_seed else None)))
-    chunks = [jax.tree.map(np.asarray, describe_chunk(state, c)) for c in pictures.chunks()]
+    chunks = []
+    with terminal.progress("describing", pictures.total, unit="picture", delay=5) as bar:
+        for images in pictures.chunks():
+            chunks.append(jax.tree.map(np.asarray, describe_chunk(state, images)))
+            bar.update(chunks[-1].scale.shape[1])
     joined = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *chunks)
     return [jax.tree.map(lambda x, s=s: x[s], joined) for s in range(len(joined.scale))]
 

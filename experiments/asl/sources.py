@@ -22,10 +22,12 @@ class Pictures(NamedTuple):
     Attributes:
       chunks: Called for an iterator over chunks: one array (seeds, B, S, S, 3), or (B, S, S, 3)
         where all seeds share the pictures, for each size S of `sizes`.
+      total: Pictures in all (of one seed).
       per_seed: Whether each seed has its own pictures.
     """
 
     chunks: Callable[[], Iterator[tuple[np.ndarray, ...]]]
+    total: int
     per_seed: bool
 
 
@@ -170,7 +172,7 @@ def _chunked(images: jax.Array, sides: tuple[int, ...]) -> Pictures:
             part = images[:, start : start + _CHUNK]
             yield tuple(resized(part, side) for side in sides)
 
-    return Pictures(chunks, per_seed=True)
+    return Pictures(chunks, images.shape[1], per_seed=True)
 
 
 def _truth(test: data.Evaluation, seed: int) -> scoring.Truth:
@@ -200,7 +202,7 @@ def _disc(config: Any, norm_weight: float, num_seeds: int) -> Source:
         def chunks() -> Iterator[tuple[np.ndarray, ...]]:
             yield from zip(*(test.batches(kind, _CHUNK) for test in tests), strict=True)
 
-        return Pictures(chunks, per_seed=False)
+        return Pictures(chunks, tests[0].count(kind), per_seed=False)
 
     # No hard-negative pair of this layout has a known direction at test time.
     truth = scoring.Truth(tests[0].ground_truth, np.zeros((0, 2), np.int64))

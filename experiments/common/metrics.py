@@ -1,5 +1,6 @@
 """Numbers of a run over its steps: metrics.jsonl for programs, TensorBoard events for people."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,8 +67,10 @@ class MetricsWriter:
     def close(self) -> None:
         """Flush and close."""
         if self._lines is not None:
-            self._lines.close()
-            self._events.close()
+            # On a full disk the line that did not fit was reported when it was written.
+            with contextlib.suppress(OSError):
+                self._lines.close()
+                self._events.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

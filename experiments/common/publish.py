@@ -51,19 +51,30 @@ def paper_tables(results: Mapping[str, Any]) -> str:
     Returns:
       Markdown: the methods, the claims, and how they were measured.
     """
+    methods = report.markdown(*report.results_rows(results))
+    return "\n".join([methods, report.markdown(*report.claim_rows(results)), _how(results)])
+
+
+def side_table(results: Mapping[str, Any]) -> str:
+    """The table of a further run, whose claims are reported and not judged.
+
+    Args:
+      results: A results.json.
+
+    Returns:
+      Markdown: the methods, and how they were measured.
+    """
+    return "\n".join([report.markdown(*report.results_rows(results)), _how(results)])
+
+
+def _how(results: Mapping[str, Any]) -> str:
     seeds = results["seeds"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    how = (
+    return (
         f"Measured by `{results['command']}`, seeds {seeds[0]}–{seeds[-1]}, mean ± standard error, "
         f"in {results['wall_seconds'] / 60:.1f} minutes on {results['device']}, "
         f"{results['cpu_cores']} cores; {versions}."
     )
-    parts = [
-        report.markdown(*report.results_rows(results)),
-        report.markdown(*report.claim_rows(results)),
-        how,
-    ]
-    return "\n".join(parts)
 
 
 def overview(all_results: Sequence[Mapping[str, Any]]) -> str:
@@ -116,7 +127,12 @@ def pages() -> dict[Path, str]:
     results = [json.loads(stored_results(slug).read_text()) for slug in published]
     for slug, one in zip(published, results, strict=True):
         path = ROOT / "experiments" / slug / "README.md"
-        made[path] = replaced(path.read_text(), "results", paper_tables(one))
+        text = replaced(path.read_text(), "results", paper_tables(one))
+        # Further runs, such as one on real data: results/<name>.json fills the markers <name>.
+        for side in sorted(stored_results(slug).parent.glob("*.json")):
+            if side.name != "results.json":
+                text = replaced(text, side.stem, side_table(json.loads(side.read_text())))
+        made[path] = text
     readme = ROOT / "README.md"
     made[readme] = replaced(readme.read_text(), "papers", overview(results))
     return made

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.common import seeds
+from experiments.common import seeds, terminal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PARITY = "golden parity: worst deviation / tolerance over all recorded groups, float64"
@@ -115,6 +115,7 @@ def golden_parity(slug: str) -> Claim:
     statement = PARITY
     if not (REPOSITORY / "tests" / "golden" / "vectors" / f"{slug}.npz").exists():
         return not_measured(statement, "the recorded values are only in a checkout")
+    terminal.say("comparing with the recorded reference values in float64")
     command = [sys.executable, "-m", "tests.golden.parity", slug, "--json"]
     done = subprocess.run(
         command,

@@ -34,7 +34,9 @@ def warn(line: str) -> None:
         tqdm.write(f"warning: {line}", file=sys.stderr)
 
 
-def progress(description: str, total: int, *, done: int = 0, unit: str = "step") -> tqdm:
+def progress(
+    description: str, total: int, *, done: int = 0, unit: str = "step", delay: float = 0.0
+) -> tqdm:
     """A progress bar with its rate and the time left; a line every ten seconds in a log file.
 
     Args:
@@ -42,6 +44,7 @@ def progress(description: str, total: int, *, done: int = 0, unit: str = "step")
       total: Units in all.
       done: Units done earlier (by the run that is resumed).
       unit: Name of a unit.
+      delay: Seconds before it appears, for what is mostly quick.
 
     Returns:
       The bar, to be used as a context manager.
@@ -57,5 +60,6 @@ def progress(description: str, total: int, *, done: int = 0, unit: str = "step")
         ascii=not interactive,
         mininterval=0.2 if interactive else 10.0,
         disable=_quiet,
+        delay=delay,
         file=sys.stderr,
     )

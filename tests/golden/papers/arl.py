@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from asym import multimodal
+from asym import fusion, multimodal
 from experiments.common.nets import resnet
 
 CHANNELS = {"audio": 1, "visual": 3}
@@ -43,19 +43,19 @@ def grad_scale(inputs):
 
 
 def _concat(layers, audio, visual):
-    return multimodal.concat_fusion([audio, visual], layers["fc_out"])
+    return fusion.concat_fusion([audio, visual], layers["fc_out"])
 
 
 def _sum(layers, audio, visual):
-    return multimodal.sum_fusion([audio, visual], [layers["fc_x"], layers["fc_y"]])
+    return fusion.sum_fusion([audio, visual], [layers["fc_x"], layers["fc_y"]])
 
 
 def _share(layers, audio, visual):
-    return multimodal.sum_fusion([audio, visual], [layers["fc_out"]] * 2)
+    return fusion.sum_fusion([audio, visual], [layers["fc_out"]] * 2)
 
 
 def _gated(layers, audio, visual):
-    return multimodal.gated_fusion(
+    return fusion.gated_fusion(
         gate=audio,
         content=visual,
         gate_layer=layers["fc_x"],
@@ -84,7 +84,7 @@ def _arl_loss(fuse):
             {key.split(".", 1)[1].rsplit(".", 1)[0] for key in inputs if key.startswith("param.")}
         )
         layers = {
-            name: multimodal.Affine(
+            name: fusion.Affine(
                 jnp.asarray(inputs[f"param.{name}.weight"].T),
                 jnp.asarray(inputs[f"param.{name}.bias"]),
             )
