@@ -140,29 +140,29 @@ def draw(config: Config, outcomes: Mapping[str, app.Outcome], workdir: Path, fol
       workdir: The run's folder.
       folder: Where the figure goes.
     """
-    figure, grid = plots.new(2)
-    retrieval, direction = grid[0]
-    for steps, colour in zip(STEPS, plots.COLOURS, strict=False):
-        measured = [i for i, weight in enumerate(WEIGHTS) if cell(steps, weight) in outcomes]
-        if not measured:
-            continue
-        found = [outcomes[cell(steps, WEIGHTS[i])].metrics for i in measured]
-        for axes, metric, style, label in (
-            (retrieval, "mu_ap_cosine", "o--", f"{steps} steps, cosine"),
-            (retrieval, "mu_ap_norm_filter", "o-", f"{steps} steps, with the filter"),
-            (direction, "direction_accuracy", "o-", f"{steps} steps"),
-        ):
-            values = np.stack([metrics[metric] for metrics in found])
-            plots.band(axes, np.array(measured), values, label, colour, style)
-    direction.axhline(0.5, color="black", linewidth=1)
-    retrieval.set(title="retrieval among reversed hard negatives", ylabel="muAP")
-    direction.set(title="direction of held-out pairs", ylabel="direction accuracy")
-    for axes in (retrieval, direction):
-        axes.set(xlabel="weight of the norm-ratio loss, w_nr")
+    panels = (
+        ("mu_ap_cosine", "muAP by cosine"),
+        ("mu_ap_norm_filter", "muAP with the filter"),
+        ("direction_accuracy", "direction accuracy"),
+    )
+    figure, grid = plots.new(len(panels), width=4.0)
+    for axes, (metric, title) in zip(grid[0], panels, strict=True):
+        for steps, colour in zip(STEPS, plots.COLOURS, strict=False):
+            measured = [i for i, weight in enumerate(WEIGHTS) if cell(steps, weight) in outcomes]
+            if measured:
+                found = [outcomes[cell(steps, WEIGHTS[i])].metrics[metric] for i in measured]
+                label = f"{steps} steps"
+                plots.band(axes, np.array(measured), np.stack(found), label, colour, ".-")
+        axes.set(title=title, xlabel="weight of the norm-ratio loss, w_nr")
         # Equal distances: the weights span two decades and hold 0.
         axes.set_xticks(range(len(WEIGHTS)), [f"{weight:g}" for weight in WEIGHTS])
-        axes.set_ylim(bottom=0)
-        axes.legend(fontsize=7)
+    by_cosine, filtered, direction = grid[0]
+    top = max(by_cosine.get_ylim()[1], filtered.get_ylim()[1])
+    by_cosine.set_ylim(0, top)
+    filtered.set_ylim(0, top)
+    direction.set_ylim(0, 1.02)
+    direction.axhline(0.5, color="black", linewidth=1)
+    direction.legend(fontsize=8)
     plots.save(figure, folder / "sweep.png")
 
 
