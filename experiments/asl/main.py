@@ -4,6 +4,7 @@ COMMAND   ./run asl                         (quick preset, all methods, three se
 RESULT    see README.md, made from results/results.json
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -121,18 +122,28 @@ def describe(
     """
     norm_feature = training.FEATURE[config.norm_feature]
 
-    def one_seed(state: training.State, images: tuple[jax.Array, ...]) -> scoring.Described:
+    def one_seed(state: training.State, images: Sequence[jax.Array]) -> scoring.Described:
         at_input_size, *others = (learner.features(state, training.unit_range(i)) for i in images)
         return scoring.describe(at_input_size, others, norm_feature)
 
+    axis = 1 if pictures.per_seed else 0
     describe_chunk = jax.jit(jax.vmap(one_seed, (0, 0 if pictures.per_seed else None)))
     chunks = []
     with terminal.progress("describing", pictures.total, unit="picture", delay=5) as bar:
         for images in pictures.chunks():
-            chunks.append(jax.tree.map(np.asarray, describe_chunk(state, images)))
-            bar.update(chunks[-1].scale.shape[1])
+            count = images[0].shape[axis]
+            # Few different shapes, because each is compiled.
+            padded = [_padded(part, axis, 1 << (count - 1).bit_length()) for part in images]
+            found = jax.tree.map(np.asarray, describe_chunk(state, padded))
+            chunks.append(jax.tree.map(lambda x, count=count: x[:, :count], found))
+            bar.update(count)
     joined = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *chunks)
     return [jax.tree.map(lambda x, s=s: x[s], joined) for s in range(len(joined.scale))]
+
+
+def _padded(images: np.ndarray, axis: int, count: int) -> np.ndarray:
+    missing = [(0, count - images.shape[axis] if i == axis else 0) for i in range(images.ndim)]
+    return np.pad(images, missing)
 
 
 EXPERIMENT = app.Experiment(

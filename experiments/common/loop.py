@@ -242,7 +242,8 @@ class _Program:
             batch = resident.sample(data, sample_key, at) if resident else streamed
             return step(state, mesh.share_batch(devices, batch), step_key)
 
-        seeds_step = over_seeds(one_seed, (0, data_axis, None, 0, None))
+        # jit remembers the trace: the shapes of the metrics and the loop's body need only one.
+        seeds_step = jax.jit(over_seeds(one_seed, (0, data_axis, None, 0, None)), inline=True)
 
         def many_steps(
             state: Any, data: Any, stacked: Any, keys: jax.Array, first: jax.Array, last: jax.Array
