@@ -111,7 +111,6 @@ def _resident(config: Any, norm_weight: Any, seed_keys: jax.Array) -> Source:
             num_test=counts.scenes,
         )
 
-    @jax.jit
     def make(key: jax.Array) -> tuple[data.Training, data.Evaluation]:
         # 2: apart from the keys that the loop derives from the same seed.
         keys = jax.random.split(jax.random.fold_in(jax.random.split(key, 3)[2], 2), 4)
@@ -130,7 +129,7 @@ def _resident(config: Any, norm_weight: Any, seed_keys: jax.Array) -> Source:
         return make_views(keys[2], train, config.num_views), make_test(keys[3], test, counts)
 
     # One seed after the other: the antialiased resizing of all at once would need much memory.
-    train, test = jax.lax.map(make, seed_keys)
+    train, test = loop.once(lambda keys: jax.lax.map(make, keys))(seed_keys)
     num_seeds, num_classes = train.scales.shape[:2]
     if num_classes < config.groups:
         raise UserError(f"--groups={config.groups}: the data has {num_classes} training scenes")

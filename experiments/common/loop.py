@@ -79,6 +79,19 @@ class Evaluation:
     every: int
 
 
+def once(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Like jax.jit, for a program that runs once: compiled fast rather than to run fast.
+
+    Args:
+      function: Makes data or an initial state.
+      **options: For jax.jit.
+
+    Returns:
+      The compiled function.
+    """
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
+
+
 def fit(
     step: Step,
     init: Callable[[jax.Array], Any],
@@ -269,7 +282,7 @@ class _Program:
             # Weak types would make the second dispatch another program than the first.
             return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), init(key))
 
-        self._init = jax.jit(over_seeds(strong_init, (0,)), out_shardings=everywhere)
+        self._init = once(over_seeds(strong_init, (0,)), out_shardings=everywhere)
         self.like = jax.eval_shape(over_seeds(init, (0,)), seed_keys)
         if evaluation:
 
