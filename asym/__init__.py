@@ -15,7 +15,16 @@ float32 and bfloat16 input (accumulating in float32) and stays finite, in value 
 legal extreme input.  Each room below holds one topic.
 """
 
-from asym import contrastive, equilibrium, graphs, multimodal, numerics, retrieval, similarity
+from asym import (
+    contrastive,
+    equilibrium,
+    fusion,
+    graphs,
+    multimodal,
+    numerics,
+    retrieval,
+    similarity,
+)
 
 __version__ = "0.1.0"
 
@@ -23,6 +32,7 @@ __all__ = [
     "__version__",
     "contrastive",
     "equilibrium",
+    "fusion",
     "graphs",
     "multimodal",
     "numerics",

@@ -1,0 +1,1 @@
+"""Imbalanced multimodal learning: modalities are relied on in inverse proportion to variance."""
