@@ -24,13 +24,14 @@ def new(columns: int, rows: int = 1, *, width: float = 4.6, height: float = 3.5)
       The figure and an array of axes, shape (rows, columns).
     """
     import matplotlib
+    from matplotlib import rcsetup
 
     # Without a display, and without touching the caller's (a notebook's) backend.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     style: Any = {
-        "axes.prop_cycle": matplotlib.rcsetup.cycler(color=COLOURS),
+        "axes.prop_cycle": rcsetup.cycler(color=COLOURS),
         "axes.spines.right": False,
         "axes.spines.top": False,
         "axes.grid": True,
