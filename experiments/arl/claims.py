@@ -32,10 +32,7 @@ def claims(config: Any, outcomes: Mapping[str, app.Outcome]) -> Sequence[report.
     Returns:
       The claims, in the order of the acceptance items.
     """
-    if config.preset == "smoke":
-        parity = report.not_measured(report.PARITY, "left to the other presets and the tests")
-    else:
-        parity = report.golden_parity("arl")
+    parity = report.golden_parity("arl", config.preset)
     return [parity, *identities(), *mixtures(), *_effects(config, outcomes)]
 
 

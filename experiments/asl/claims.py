@@ -24,10 +24,7 @@ def claims(config: Any, outcomes: Mapping[str, app.Outcome]) -> Sequence[report.
     Returns:
       The claims, in the order of the acceptance items.
     """
-    if config.preset == "smoke":
-        parity = report.not_measured(report.PARITY, "left to the other presets and the tests")
-    else:
-        parity = report.golden_parity("asl")
+    parity = report.golden_parity("asl", config.preset)
     return [parity, *identities(), *_effects(config, outcomes)]
 
 

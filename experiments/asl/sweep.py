@@ -168,6 +168,7 @@ def draw(config: Config, outcomes: Mapping[str, app.Outcome], workdir: Path, fol
 
 EXPERIMENT = app.Experiment(
     slug="asl_sweep",
+    program="python -m experiments.asl.sweep",
     title="ASL: weight of the norm-ratio loss against training steps",
     citation=main.EXPERIMENT.citation,
     about="""

@@ -86,6 +86,7 @@ class Experiment:
       figures: Settings, outcomes, the run's folder and the folder of figures; writes the figures.
       labels: Metric name to its column's title, where the name is not title enough.
       examples: Command lines for `--help`.
+      program: What starts the binary, where it is not `./run <slug>`.
     """
 
     slug: str
@@ -101,6 +102,12 @@ class Experiment:
     methods: Mapping[str, str] = dataclasses.field(default_factory=dict)
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     examples: Sequence[str] = ()
+    program: str = ""
+
+    @property
+    def command(self) -> str:
+        """What a person types to run it."""
+        return self.program or f"./run {self.slug}"
 
     def settings(self, preset: str = "quick", **explicit: Any) -> Any:
         """The checked settings of a preset, for notebooks and tests.
@@ -206,7 +213,9 @@ def _measure_all(experiment: Experiment, config: Any, workdir: Path) -> dict[str
         devices=mesh.make(getattr(config, "num_devices", 0)),
         seed_keys=seeds.keys(config.seed, config.num_seeds),
     )
-    seconds = files.read_json(workdir / "seconds.json") if _timed(workdir) else {}
+    seconds = (
+        files.read_json(workdir / "seconds.json") if (workdir / "seconds.json").exists() else {}
+    )
     outcomes = {}
     for method in _methods(experiment, config):
         stored = workdir / "outcomes" / f"{method or 'result'}.npz"
@@ -251,10 +260,6 @@ def _methods(experiment: Experiment, config: Any) -> list[str]:
     return list(experiment.methods) if config.compare else [config.method]
 
 
-def _timed(workdir: Path) -> bool:
-    return (workdir / "seconds.json").exists()
-
-
 def _store(path: Path, outcome: Outcome) -> None:
     if jax.process_index() != 0:
         return
@@ -273,7 +278,7 @@ def _load(path: Path) -> Outcome:
 
 def _command(experiment: Experiment, config: Any) -> str:
     base = experiment.settings(config.preset)
-    words = ["./run", experiment.slug]
+    words = experiment.command.split()
     words += [f"--preset={config.preset}"] if config.preset != "quick" else []
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
@@ -373,7 +378,7 @@ def _keep_compiled_programs() -> None:
 
 def _help(experiment: Experiment) -> str:
     base = experiment.settings()
-    name = f"./run {experiment.slug}"
+    name = experiment.command
     parts = [
         f"{experiment.title}\n{experiment.citation}",
         experiment.about.strip(),
