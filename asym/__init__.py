@@ -16,7 +16,10 @@ legal extreme input.  Each room below holds one topic.
 """
 
 from asym import (
+    causal,
     contrastive,
+    control,
+    dynamics,
     equilibrium,
     fusion,
     graphs,
@@ -30,7 +33,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "causal",
     "contrastive",
+    "control",
+    "dynamics",
     "equilibrium",
     "fusion",
     "graphs",

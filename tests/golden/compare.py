@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Tolerance:
-    """`|actual - expected| <= relative |expected| + of_largest max|expected|`.
+    """`|actual - expected| <= relative |expected| + of_largest max|expected| + absolute`.
 
     Where no recorded entry exceeds `noise`, all of them count as 0 and there is no scale to be
     relative to: 1 stands in for the largest.
@@ -16,6 +16,7 @@ class Tolerance:
     relative: float
     of_largest: float
     noise: float = 0.0
+    absolute: float = 0.0
 
     @classmethod
     def default(cls, dtype: np.dtype) -> "Tolerance":
@@ -27,7 +28,8 @@ class Tolerance:
         return cls(0.0, 0.0)
 
     def __str__(self) -> str:
-        return f"{self.relative:g} + {self.of_largest:g} of largest"
+        absolute = f" + {self.absolute:g} absolute" if self.absolute else ""
+        return f"{self.relative:g} + {self.of_largest:g} of largest{absolute}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,7 @@ def deviation(actual: np.ndarray, expected: np.ndarray, tolerance: Tolerance) ->
     size = np.abs(expected[finite])
     difference = np.abs(actual[finite] - expected[finite])
     largest = size.max() if size.max() > tolerance.noise else 1.0
-    allowed = tolerance.relative * size + tolerance.of_largest * largest
+    allowed = tolerance.relative * size + tolerance.of_largest * largest + tolerance.absolute
     with np.errstate(divide="ignore", invalid="ignore"):
         used = np.where(difference > 0, difference / allowed, 0.0)
     return Deviation(float(difference.max() / largest), float(used.max()))

@@ -55,7 +55,7 @@ def load_paper(slug: str) -> Paper:
     The module holds ADAPTERS by function, and where needed MISSING (reasons by function) and, by
     function or output, INFORMATION (a set) and TOLERANCES: tuples of a bound relative to the value,
     one relative to the largest entry and, where gradients that vanish were recorded as rounding
-    noise, its level.
+    noise, its level; at last a bound for all entries alike, if there is one.
 
     Raises:
         LookupError: if there is no such module.

@@ -108,6 +108,14 @@ def test_default_tolerance_follows_the_recorded_dtype():
     assert deviation(np.array([4.0]), np.array([4]), exact).accepted
 
 
+def test_absolute_part_is_the_same_for_all_entries():
+    recorded = np.array([0.0, 1e38])
+    near = np.array([5e-10, 1e38])
+    assert not deviation(near, recorded, Tolerance(1e-9, 0.0)).accepted
+    assert deviation(near, recorded, Tolerance(1e-9, 0.0, 0.0, 1e-9)).accepted
+    assert not deviation(4 * near, 4 * recorded, Tolerance(1e-9, 0.0, 0.0, 1e-9)).accepted
+
+
 def test_noise_counts_as_zero():
     noise = np.array([1e-17, 0.0])
     assert not deviation(np.zeros(2), noise, TIGHT).accepted
