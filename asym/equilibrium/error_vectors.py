@@ -11,6 +11,7 @@ gradient by the same local rule, `ep_grad`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -158,6 +159,7 @@ def bp_grad(
     y: Inexact[Array, "..."],
     num_steps: int,
     damping: Damping = 1.0,
+    unroll: int = 1,
 ) -> Params:
     """Gradient of the mean loss by backpropagation through the last steps of the free phase.
 
@@ -172,6 +174,7 @@ def bp_grad(
         y: targets (B, ...).
         num_steps: T2, a Python integer.
         damping: as in `relax`.
+        unroll: as in `relax`.
 
     Returns:
         The gradient, shaped like ``params``, in at least float32.
@@ -182,7 +185,8 @@ def bp_grad(
     start = jax.lax.stop_gradient(promote(u_free))
 
     def mean_loss(p: Params) -> Array:
-        last = relax(lambda u: next_states(vf, p, u, x=x), start, num_steps, damping=damping)
+        pace: dict[str, Any] = {"damping": damping, "unroll": unroll}
+        last = relax(lambda u: next_states(vf, p, u, x=x), start, num_steps, **pace)
         return vf.loss(p, activate(vf, last), y) / y.shape[0]
 
     return jax.grad(mean_loss)(promote(params))

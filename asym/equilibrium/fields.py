@@ -160,6 +160,7 @@ def relax(
     num_steps: int | Int[Array, ""],
     *,
     damping: Damping = 1.0,
+    unroll: int = 1,
 ) -> Tree:
     """States after a fixed number of steps, ``u <- (1 - a) u + a H(u)``.
 
@@ -168,6 +169,8 @@ def relax(
         u0: states to start from.
         num_steps: steps, >= 0; a Python integer, or there is no reverse-mode gradient.
         damping: ``a`` in (0, 1].  1, the paper's dynamics, can end in an orbit of period 2.
+        unroll: steps in one turn of the compiled loop, >= 1; above 1 only with a Python integer
+            of steps.  Small networks gain by it, all take longer to compile.
 
     Returns:
         The last states, shaped like ``u0``.
@@ -175,7 +178,9 @@ def relax(
     Reference:
         arXiv 2309.02214, free and nudged phases (no damping).
     """
-    return jax.lax.fori_loop(0, num_steps, lambda _, u: _mix(u, step_fn(u), damping), u0)
+    return jax.lax.fori_loop(
+        0, num_steps, lambda _, u: _mix(u, step_fn(u), damping), u0, unroll=unroll
+    )
 
 
 def relax_until(

@@ -5,6 +5,7 @@ coordinates, with the activation bypassed.  Its antisymmetric part is what separ
 vectors of equilibrium propagation from those of backpropagation.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,12 +53,14 @@ def gaussian_probes(key: PRNGKeyArray, states: States, num_draws: int) -> States
         Directions with leaves (K, B, ...), in at least float32.
     """
     leaves, structure = jax.tree.flatten(states)
-    keys = jax.random.split(key, len(leaves))
-    draws = [
-        jax.random.normal(k, (num_draws, *leaf.shape), jnp.promote_types(leaf.dtype, jnp.float32))
-        for k, leaf in zip(keys, leaves, strict=True)
+    ends = list(itertools.accumulate(num_draws * leaf.size for leaf in leaves))
+    # One draw for all layers: each call of the generator has a cost of its own.
+    drawn = jax.random.normal(key, (ends[-1],), jnp.result_type(*leaves, jnp.float32))
+    parts = [
+        part.reshape(num_draws, *leaf.shape).astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        for part, leaf in zip(jnp.split(drawn, ends[:-1]), leaves, strict=True)
     ]
-    return jax.tree.unflatten(structure, draws)
+    return jax.tree.unflatten(structure, parts)
 
 
 def homeostatic_loss(

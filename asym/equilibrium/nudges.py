@@ -4,7 +4,7 @@ The estimates need nothing but the network's own dynamics: activities under a nu
 compared with activities without it, or averaged over a circle of complex nudges.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -21,6 +21,7 @@ from asym.equilibrium.fields import (
     VectorField,
     activate,
     log_residual,
+    loss_gradient,
     next_states,
     promote,
     relax,
@@ -64,6 +65,7 @@ def nudged_phase(
     num_steps: int | Int[Array, ""],
     beta: Nudge,
     damping: Damping = 1.0,
+    unroll: int = 1,
 ) -> States:
     """States that a constant nudge reaches from the free ones.
 
@@ -76,6 +78,7 @@ def nudged_phase(
         num_steps: T2, steps of the phase.
         beta: strength of the nudge; if complex, so are the states.
         damping: as in `relax`.
+        unroll: as in `relax`.
 
     Returns:
         States after the phase, shaped like ``u_free``.
@@ -92,7 +95,7 @@ def nudged_phase(
     def step(u: States) -> States:
         return next_states(vf, params, u, x=x, y=y, beta=force)
 
-    return relax(step, u_free, num_steps, damping=damping)
+    return relax(step, u_free, num_steps, damping=damping, unroll=unroll)
 
 
 def ep_error_vector(
@@ -106,12 +109,16 @@ def ep_error_vector(
     beta: Radius = 0.0,
     n: int = 0,
     damping: Damping = 1.0,
+    unroll: int = 1,
 ) -> States:
     """Error vector of (holomorphic) equilibrium propagation, ``d phi(u_beta) / d beta`` at 0.
 
     `cauchy_derivative` of the activities after ``num_steps`` nudged steps, all N phases from the
     same free states: exact for ``n = 0``, classic for ``n = 1``, holomorphic for ``n >= 2``.
     Converges to ``(D^-1 - W)^-1 g``.
+
+    For ``n = 0`` states and derivative relax together, ``v <- H'(u) v + dL/dr``: a nudge of 0
+    leaves the loss without second derivatives, which the compiler would evaluate in vain.
 
     Args:
         vf: the network.
@@ -123,6 +130,7 @@ def ep_error_vector(
         beta: radius of the nudges, > 0; unused for ``n = 0``.
         n: number of phases N, >= 0.
         damping: as in `relax`.
+        unroll: as in `relax`.
 
     Returns:
         The error vector delta, shaped like ``u_free``, in at least float32.
@@ -130,12 +138,12 @@ def ep_error_vector(
     Reference:
         arXiv 2309.02214, ``hep_vf`` of the released code: derivatives of activities, not states.
     """
+    pace: dict[str, Any] = {"num_steps": num_steps, "damping": damping, "unroll": unroll}
+    if n == 0:
+        return _exact_error_vector(vf, params, u_free, x=x, y=y, **pace)
 
     def activities(strength: Array) -> States:
-        reached = nudged_phase(
-            vf, params, u_free, x=x, y=y, num_steps=num_steps, beta=strength, damping=damping
-        )
-        return activate(vf, reached)
+        return activate(vf, nudged_phase(vf, params, u_free, x=x, y=y, beta=strength, **pace))
 
     return cauchy_derivative(activities, beta, n, f0=activate(vf, promote(u_free)))
 
@@ -255,6 +263,23 @@ def online_error_vector(
     _, histories = jax.lax.scan(block, start, strengths)
     means = jax.tree.map(lambda history: jnp.real(jnp.mean(history, axis=0)), histories)
     return OnlineEstimate(*means)
+
+
+def _exact_error_vector(
+    vf: VectorField, params: Params, u_free: States, *, x: Array, y: Array, **pace: Any
+) -> States:
+    """Derivative at 0 of the activities after the nudged phase, by forward mode."""
+    params, u_free = promote(params), promote(u_free)
+
+    def step(carry: tuple[States, States]) -> tuple[States, States]:
+        u, tangent = carry
+        following, carried = jax.jvp(lambda u: next_states(vf, params, u, x=x), (u,), (tangent,))
+        force = loss_gradient(vf, params, activate(vf, u), y)
+        return following, jax.tree.map(jnp.add, carried, force)
+
+    start = u_free, jax.tree.map(jnp.zeros_like, u_free)
+    u, tangent = relax(step, start, **pace)
+    return jax.jvp(lambda u: activate(vf, u), (u,), (tangent,))[1]
 
 
 def _rows(states: States) -> Array:

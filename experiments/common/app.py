@@ -87,6 +87,8 @@ class Experiment:
       labels: Metric name to its column's title, where the name is not title enough.
       examples: Command lines for `--help`.
       program: What starts the binary, where it is not `./run <slug>`.
+      xla_flags: Options of the compiler for the whole process, as in the variable XLA_FLAGS, whose
+        own options win. Those that `jax.jit` takes as `compiler_options` belong there instead.
     """
 
     slug: str
@@ -103,6 +105,7 @@ class Experiment:
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     examples: Sequence[str] = ()
     program: str = ""
+    xla_flags: Sequence[str] = ()
 
     @property
     def command(self) -> str:
@@ -180,6 +183,10 @@ def execute(experiment: Experiment, config: Any) -> dict[str, Any]:
       UserError: Something the user can mend.
       Interrupted: A signal; the state has been saved.
     """
+    tell_compiler(experiment.xla_flags)
+    unknown = [m for m in getattr(config, "methods", ()) if m not in experiment.methods]
+    if unknown:
+        raise UserError(f"--methods={unknown[0]}: choose among {', '.join(experiment.methods)}")
     if isinstance(config, settings.Training):
         mesh.join(
             coordinator=config.coordinator,
@@ -257,7 +264,7 @@ def _measure_all(experiment: Experiment, config: Any, workdir: Path) -> dict[str
 def _methods(experiment: Experiment, config: Any) -> list[str]:
     if not experiment.methods:
         return [""]
-    return list(experiment.methods) if config.compare else [config.method]
+    return list(config.methods or experiment.methods) if config.compare else [config.method]
 
 
 def _store(path: Path, outcome: Outcome) -> None:
@@ -365,6 +372,19 @@ class _Lock:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def tell_compiler(xla_flags: Sequence[str]) -> None:
+    """Add options to XLA_FLAGS; without effect on a process that has used a device before.
+
+    Args:
+      xla_flags: Options like `--name=value`; the ones that are set already stay as they are.
+    """
+    given = os.environ.get("XLA_FLAGS", "").split()
+    names = {flag.split("=")[0] for flag in given}
+    added = [flag for flag in xla_flags if flag.split("=")[0] not in names]
+    if added:
+        os.environ["XLA_FLAGS"] = " ".join(given + added)
 
 
 def _keep_compiled_programs() -> None:

@@ -86,6 +86,9 @@ class Compared(Common):
     compare: bool = field(
         False, "Run all methods and print one table. An explicit --method turns it off."
     )
+    methods: tuple[str, ...] = field(
+        (), "The methods that --compare runs, which this flag turns on; all of them by default."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,11 +153,18 @@ def build(
     unknown = sorted(set(values) - names)
     if unknown:
         raise UserError(f"no setting is called {', '.join(unknown)}")
-    if "method" in explicit and "compare" not in explicit and "compare" in names:
-        values["compare"] = False
+    if "compare" in names and "compare" not in explicit:
+        if "method" in explicit and "methods" in explicit:
+            raise UserError("--method and --methods: give one of them")
+        if "method" in explicit:
+            values |= {"compare": False, "methods": ()}
+        if "methods" in explicit:
+            values["compare"] = True
     built = cls(**values)
     for f in dataclasses.fields(built):
         _check_field(f, getattr(built, f.name))
+    if isinstance(built, Compared) and built.methods and not built.compare:
+        raise UserError("--methods needs --compare")
     built.check()
     return built
 

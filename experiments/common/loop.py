@@ -94,7 +94,7 @@ def once(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
 def fit(
     step: Step,
-    init: Callable[[jax.Array], Any],
+    init: Callable[..., Any],
     *,
     num_steps: int,
     seed_keys: jax.Array,
@@ -107,6 +107,7 @@ def fit(
     devices: jax.sharding.Mesh | None = None,
     shown: str = "loss",
     map_seeds: bool = False,
+    start: Any = None,
 ) -> Trained:
     """Train all seeds in one compiled program; resume if the folder holds a checkpoint.
 
@@ -125,6 +126,8 @@ def fit(
       shown: The metric beside the progress bar.
       map_seeds: Train the seeds one after the other inside the program instead of side by side:
         less memory, and faster where batching over different weights is slow.
+      start: What `init` gets beside the key, with a leading axis of seeds: for instance the
+        parameters of an earlier training.
 
     Returns:
       The final state and the time that it took.
@@ -134,7 +137,9 @@ def fit(
       Interrupted: SIGTERM or Ctrl-C came; the state has been saved.
     """
     devices = devices or mesh.make()
-    run = _Program(step, init, batches, evaluation, devices, seed_keys, log_every, map_seeds)
+    run = _Program(
+        step, init, batches, evaluation, devices, seed_keys, log_every, map_seeds, start
+    )
     store = checkpoints.Checkpoints(folder / "checkpoints")
     try:
         with _Signals() as signals:
@@ -230,13 +235,14 @@ class _Program:
     def __init__(
         self,
         step: Step,
-        init: Callable[[jax.Array], Any],
+        init: Callable[..., Any],
         batches: Resident | Streamed | None,
         evaluation: Evaluation | None,
         devices: jax.sharding.Mesh,
         seed_keys: jax.Array,
         chunk: int,
         map_seeds: bool,
+        start: Any = None,
     ) -> None:
         self.devices = devices
         self.evaluation = evaluation
@@ -278,12 +284,16 @@ class _Program:
 
         self._many_steps = jax.jit(many_steps, donate_argnums=0, out_shardings=everywhere)
 
-        def strong_init(key: jax.Array) -> Any:
+        def strong_init(*of_seed: Any) -> Any:
             # Weak types would make the second dispatch another program than the first.
-            return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), init(key))
+            return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), init(*of_seed))
 
-        self._init = once(over_seeds(strong_init, (0,)), out_shardings=everywhere)
-        self.like = jax.eval_shape(over_seeds(init, (0,)), seed_keys)
+        self._given: tuple[Any, ...] = (self._keys,)
+        if start is not None:
+            self._given += (mesh.replicate(devices, start),)
+        axes = (0,) * len(self._given)
+        self._init = once(over_seeds(strong_init, axes), out_shardings=everywhere)
+        self.like = jax.eval_shape(over_seeds(init, axes), seed_keys, *self._given[1:])
         if evaluation:
 
             def one_measurement(state: Any, key: jax.Array, at: jax.Array) -> Any:
@@ -295,7 +305,7 @@ class _Program:
             )
 
     def initial(self) -> Any:
-        return self._init(self._keys)
+        return self._init(*self._given)
 
     def dispatch(self, state: Any, stacked: Any, first: int, last: int) -> Any:
         bounds = np.int32(first), np.int32(last)

@@ -34,6 +34,7 @@ WIRINGS = {
 CNN_CHANNELS = {"conv1": 128, "conv2": 256, "conv3": 512, "out": 512}
 
 _READOUT = "readout"
+_MESSAGE = "message"
 _ORDER = ("in", "l1", "l2", "conv1", "conv2", "conv3", "out")
 _LECUN = jax.nn.initializers.lecun_normal()
 
@@ -84,14 +85,35 @@ def drive(params: Params, activities: States, x: Inexact[Array, "batch ..."]) ->
             continue
         before, after = name.split("-")
         source = x if before == "in" else activities[before]
-        if connection["kernel"].ndim == 2:
-            message = _dense(connection, source)
-        elif "bias" in connection:
-            message = _convolve_and_pool(connection, source, _padding(name))
+        if _MESSAGE in connection:
+            message = connection[_MESSAGE]
+        elif is_forward(name):
+            message = _forward(name, connection, source)
         else:
-            message = _top_down(connection, activities[after], source, _padding(name))
+            message = _backward(name, connection, activities[after], source)
         total[after] = total[after] + message if after in total else message
     return total
+
+
+def clamped(params: Params, x: Inexact[Array, "batch ..."]) -> Params:
+    """Parameters whose connection from the input is replaced by what it sends.
+
+    The input does not change while the network relaxes, so that its message is the same in every
+    step; as for gradients, what is pulled back through it is one product instead of one a step.
+
+    Args:
+      params: connections by name.
+      x: images (B, d) or (B, H, W, C).
+
+    Returns:
+      New parameters, with which `drive` gives the same.
+    """
+    fixed = {
+        name: {_MESSAGE: _forward(name, connection, x)}
+        for name, connection in params.items()
+        if name.startswith("in-")
+    }
+    return params | fixed
 
 
 def logits(params: Params, activities: States) -> Inexact[Array, "batch classes"]:
@@ -310,6 +332,18 @@ def _init(
 def _connection(key: Array, shape: tuple[int, ...], *, with_bias: bool) -> dict[str, Array]:
     kernel = _LECUN(key, shape)
     return {"kernel": kernel, "bias": jnp.zeros(shape[-1])} if with_bias else {"kernel": kernel}
+
+
+def _forward(name: str, connection: dict[str, Array], source: Array) -> Array:
+    if connection["kernel"].ndim == 2:
+        return _dense(connection, source)
+    return _convolve_and_pool(connection, source, _padding(name))
+
+
+def _backward(name: str, connection: dict[str, Array], low: Array, high: Array) -> Array:
+    if connection["kernel"].ndim == 2:
+        return _dense(connection, high)
+    return _top_down(connection, low, high, _padding(name))
 
 
 def _dense(connection: dict[str, Array], source: Array) -> Array:

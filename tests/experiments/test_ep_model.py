@@ -223,3 +223,21 @@ def test_bad_settings_are_refused_in_one_line():
         with pytest.raises(UserError) as error:
             refused()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("arch", ["recip", "loop", "cnn"])
+def test_a_clamped_input_sends_the_same(arch, x64):
+    if arch == "cnn":
+        params, r, x = _cnn(angle_deg=90.0)
+    else:
+        params = _jit(lambda key: model.init_mlp(key, SIZES, arch=arch))(jax.random.key(0))
+        x = _normal(0, 4, 7)
+        r = {"l1": _normal(1, 4, 6), "l2": _normal(2, 4, 5), "out": _normal(3, 4, 3)}
+
+    @_jit
+    def both(params, r, x):
+        return model.drive(params, r, x), model.drive(model.clamped(params, x), r, 0 * x)
+
+    plain, clamped = both(params, r, x)
+    for layer in plain:
+        np.testing.assert_allclose(clamped[layer], plain[layer], rtol=1e-12)
