@@ -60,6 +60,14 @@ def test_results_hold_everything_a_reader_needs(complete):
     assert (complete / "figures" / "toy.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_some_of_the_methods(tmp_path, capsys):
+    assert run(f"--workdir={tmp_path / 'run'}", "--methods=adam") == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(results["methods"]) == ["adam"]
+    assert run(f"--workdir={tmp_path / 'other'}", "--methods=adam,lion") == 2
+    assert "--methods=lion: choose among sgd, adam" in capsys.readouterr().err
+
+
 def test_a_complete_run_is_shown_and_not_repeated(complete, capsys):
     before = (complete / "results.json").stat().st_mtime_ns
     assert run(f"--workdir={complete}", "--compare", "--num_seeds=3") == 0

@@ -74,6 +74,29 @@ def test_the_result_does_not_depend_on_where_dispatches_end(tmp_path):
     assert_same(fit(tmp_path / "a", log_every=10), fit(tmp_path / "b", log_every=7))
 
 
+@pytest.mark.parametrize("num_seeds, map_seeds", [(1, False), (3, False), (3, True)])
+def test_each_seed_starts_from_what_it_is_given(tmp_path, num_seeds, map_seeds):
+    given = {"w": jnp.arange(2.0 * num_seeds).reshape(num_seeds, 2)}
+
+    def run():
+        return loop.fit(
+            lambda state, batch, key: (state + 1, {"loss": jnp.sum(state)}),
+            lambda key, start: start["w"],
+            num_steps=4,
+            seed_keys=seeds.keys(0, num_seeds),
+            folder=tmp_path / "run",
+            description="start",
+            log_every=2,
+            checkpoint_every=2,
+            map_seeds=map_seeds,
+            start=given,
+        ).state
+
+    np.testing.assert_array_equal(run(), given["w"] + 4)
+    # A finished training is read, not begun again.
+    np.testing.assert_array_equal(run(), given["w"] + 4)
+
+
 def test_one_program_for_all_dispatches(tmp_path):
     compiled = []
 

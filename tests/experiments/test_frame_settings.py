@@ -1,6 +1,7 @@
 """Settings, presets, flags and help."""
 
 import dataclasses
+import os
 
 import pytest
 
@@ -29,6 +30,21 @@ def test_an_explicit_method_turns_comparison_off_unless_asked_for():
     assert parse().compare
     assert not parse("--method=adam").compare
     assert parse("--method=adam", "--compare").compare
+
+
+def test_methods_turn_comparison_on_and_a_method_turns_it_off():
+    chosen = parse("--methods=adam")
+    assert (chosen.compare, chosen.methods) == (True, ("adam",))
+    for words in (["--methods=adam", "--method=sgd"], ["--methods=adam", "--nocompare"]):
+        with pytest.raises(UserError, match="--methods"):
+            parse(*words)
+
+
+def test_options_of_the_compiler_are_added_once(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
+    for _ in range(2):
+        app.tell_compiler(("--xla_one=2", "--xla_two=3"))
+    assert os.environ["XLA_FLAGS"] == "--xla_one=1 --xla_two=3"
 
 
 @pytest.mark.parametrize(
