@@ -16,6 +16,7 @@ legal extreme input.  Each room below holds one topic.
 """
 
 from asym import (
+    activations,
     causal,
     contrastive,
     control,
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "activations",
     "causal",
     "contrastive",
     "control",

@@ -274,7 +274,7 @@ def observe_actor(
     body: RigidBody,
     *,
     history: Float[Array, "*batch steps 4"],
-    key: PRNGKeyArray | None = None,
+    draws: Float[Array, "*batch 18"] | None = None,
     noise: ObservationNoise = OBSERVATION_NOISE,
 ) -> Float[Array, "*batch size"]:
     """What the actor sees: noisy pose and velocities, and its last actions.
@@ -285,8 +285,8 @@ def observe_actor(
     Args:
         body: the state.
         history: the last actions, oldest first.
-        key: of the noise; without a key there is none.
-        noise: standard deviations.
+        draws: standard normal numbers, one for each number that is sensed; without, no noise.
+        noise: standard deviations by which they are multiplied.
 
     Returns:
         18 numbers and 4 for each action remembered.
@@ -297,12 +297,11 @@ def observe_actor(
     seen = pack(
         (body.position, quat_to_matrix(body.orientation), body.velocity, body.angular_velocity)
     )
-    if key is not None:
+    if draws is not None:
+        chex.assert_equal_shape([seen, draws])
         spread = [noise.position] * 3 + [noise.rotation] * 9
         spread += [noise.velocity] * 3 + [noise.angular_velocity] * 3
-        seen = seen + jnp.asarray(spread, seen.dtype) * jax.random.normal(
-            key, seen.shape, seen.dtype
-        )
+        seen = seen + jnp.asarray(spread, seen.dtype) * draws
     chex.assert_shape(history, (*seen.shape[:-1], None, 4))
     return jnp.concatenate([seen, history.reshape(*seen.shape[:-1], -1)], axis=-1)
 

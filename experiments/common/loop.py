@@ -137,9 +137,7 @@ def fit(
       Interrupted: SIGTERM or Ctrl-C came; the state has been saved.
     """
     devices = devices or mesh.make()
-    run = _Program(
-        step, init, batches, evaluation, devices, seed_keys, log_every, map_seeds, start
-    )
+    run = _Program(step, init, batches, evaluation, devices, seed_keys, log_every, map_seeds, start)
     store = checkpoints.Checkpoints(folder / "checkpoints")
     try:
         with _Signals() as signals:

@@ -4,7 +4,6 @@ import pytest
 
 from tests.claims import quick
 
-
 # Training amplifies rounding: the same three seeds gave 0.088 and, in a run of ten, 0.225, where
 # 0.08 is demanded; over ten seeds it is 0.184 with a standard error of 0.037.
 UNDECIDED = "accuracy of ep_homeo minus ep"

@@ -24,7 +24,7 @@ def test_a_paper_is_complete(slug):
     assert results["preset"] == "quick"
     assert results["claims"]
     for figure in results["figures"]:
-        assert (folder / "results" / figure).read_bytes().startswith(b"\x89PNG")
+        assert (folder / "results" / figure).read_bytes().startswith((b"\x89PNG", b"GIF89a"))
     assert (ROOT / "colabs" / f"{slug}.ipynb").exists()
     assert (ROOT / "tests" / "golden" / "vectors" / f"{slug}.npz").exists()
     assert re.search(rf"^% {slug}$", (ROOT / "CITATIONS.bib").read_text(), re.MULTILINE)

@@ -1,0 +1,1 @@
+"""Learning to fly in seconds: the critic sees what the vehicle itself cannot measure."""
