@@ -40,8 +40,8 @@ from asym.dynamics.vectors import (
 RIGHT_ANGLE = 90 / 180 * 3.14
 # The authors' rounded action of a hovering Crazyflie, from which the reward counts.
 HOVER_ACTION = 0.334
-# From the first guess, Newton's method doubles the digits each time.
-_NEWTON_STEPS = {"float32": 4, "float64": 6}
+# Enough for float64: from the first guess, Newton's method doubles the digits each time.
+_NEWTON_STEPS = 6
 
 
 class RewardWeights(NamedTuple):
@@ -362,7 +362,7 @@ def _limited_angle(fraction: Float[Array, "*batch"], largest: float) -> Float[Ar
     goal = fraction * (largest - math.sin(largest))
     # Third-order expansion at 0; it lies below the root, where the function is convex.
     angle = jnp.cbrt(6.0 * goal)
-    for _ in range(_NEWTON_STEPS[angle.dtype.name]):
+    for _ in range(_NEWTON_STEPS):
         slope = 1.0 - jnp.cos(angle)
         flat = slope <= 0.0
         step = (angle - jnp.sin(angle) - goal) / jnp.where(flat, 1.0, slope)

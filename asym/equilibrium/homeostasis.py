@@ -5,7 +5,6 @@ coordinates, with the activation bypassed.  Its antisymmetric part is what separ
 vectors of equilibrium propagation from those of backpropagation.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,7 +52,7 @@ def gaussian_probes(key: PRNGKeyArray, states: States, num_draws: int) -> States
         Directions with leaves (K, B, ...), in at least float32.
     """
     leaves, structure = jax.tree.flatten(states)
-    ends = list(itertools.accumulate(num_draws * leaf.size for leaf in leaves))
+    ends = [num_draws * sum(leaf.size for leaf in leaves[: i + 1]) for i in range(len(leaves))]
     # One draw for all layers: each call of the generator has a cost of its own.
     drawn = jax.random.normal(key, (ends[-1],), jnp.result_type(*leaves, jnp.float32))
     parts = [

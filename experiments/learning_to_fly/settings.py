@@ -185,6 +185,9 @@ class Config(config.Compared, config.Training):
         """Refuse what cannot run, and flags that would do nothing."""
         names = list(self.methods or METHODS) if self.compare else [self.method]
         for name in names:
+            if name not in RECIPES:
+                raise UserError(f"--methods={name}: choose among {', '.join(METHODS)}")
+        for name in names:
             resolved(dataclasses.replace(self, method=name)).check_one()
         self._check_fixed(names)
         algorithms = {RECIPES[name].get("algo", self.algo) for name in names}

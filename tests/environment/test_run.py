@@ -183,7 +183,7 @@ def test_hopeless_environment_is_made_again(ready: Checkout, fault: str) -> None
     else:
         # The stub installs this one faithfully, so nothing short of starting anew can help.
         broken = ready.site / "pip" / "__main__.py"
-        broken.write_text(broken.read_text().replace('"install"', '"nothing"'))
+        broken.write_text(broken.read_text().replace('"install"', '"nothing at all"'))
         shutil.rmtree(ready.site / "optax")
     answer = ready.call("run")
     assert (answer.returncode, answer.stdout) == (0, "papers: asl, learning_to_fly\n")
