@@ -156,7 +156,9 @@ class Learner:
         def one(carry: Any, given: Any) -> tuple[Any, Rollout]:
             flights, discount, total = carry
             blur, fresh, last = given
-            seen = flight.with_history(self._task.sense(flights, blur), flights.history)
+            seen = flight.with_history(
+                self._task.sense(flights, blur), self._task.remembered(flights)
+            )
             action = self.actor.act(actor, seen)
             after = self._task.advance(flights, action)
             failed = dynamics.terminated(after.vehicle.body)
@@ -184,7 +186,7 @@ class Learner:
     def _critic_sight(self, flights: Flight, blur: jax.Array) -> jax.Array:
         if self._config.asymmetric:
             return flight.critic_sight(flights)
-        return flight.with_history(self._task.sense(flights, blur), flights.history)
+        return flight.with_history(self._task.sense(flights, blur), self._task.remembered(flights))
 
     def targets(self, rollout: Rollout) -> Float[Array, "horizon envs"]:
         """Returns with traces, ``G_t = r_t + gamma ((1 - l) V_{t+1} + l G_{t+1})``.

@@ -127,7 +127,9 @@ def policy(
       Actions.
     """
     draws = jax.random.normal(key, (*flights.age.shape, SENSED_SIZE))
-    return actor.act(params, flight.with_history(task.sense(flights, draws), flights.history))
+    return actor.act(
+        params, flight.with_history(task.sense(flights, draws), task.remembered(flights))
+    )
 
 
 def errors_of(flights: Flight) -> tuple[Any, Any, Any]:

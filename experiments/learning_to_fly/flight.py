@@ -25,7 +25,8 @@ class Flight(NamedTuple):
     Attributes:
       vehicle: Pose, velocities and rotor speeds.
       disturbance: What pushes during this episode.
-      history: The last actions (..., history_len, 4), oldest first, 0 before the episode.
+      history: The last actions (..., history_len, 4), oldest first, 0 before the episode; where
+        the actor sees none, one row that stays 0.
       age: Steps since the beginning of the episode.
     """
 
@@ -72,7 +73,8 @@ class Task:
         if not self.disturbance:
             law = law._replace(force_std=0.0, torque_std=0.0)
         vehicle, disturbance = dynamics.sample_initial_state(key, law=law, shape=shape)
-        history = jnp.zeros((*shape, self.history_len, ACTIONS))
+        # One row at least: an array without numbers cannot be stored in a checkpoint.
+        history = jnp.zeros((*shape, max(1, self.history_len), ACTIONS))
         return Flight(vehicle, disturbance, history, jnp.zeros(shape, jnp.int32))
 
     def advance(self, flight: Flight, action: Float[Array, "*batch 4"]) -> Flight:
@@ -115,6 +117,17 @@ class Task:
             history=flight.history[..., :0, :],
             draws=draws if self.observation_noise else None,
         )
+
+    def remembered(self, flight: Flight) -> Float[Array, "*batch steps 4"]:
+        """The actions that the actor sees.
+
+        Args:
+          flight: The flights.
+
+        Returns:
+          The last actions (..., history_len, 4), oldest first.
+        """
+        return flight.history[..., : self.history_len, :]
 
 
 def with_history(

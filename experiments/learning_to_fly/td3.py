@@ -210,7 +210,7 @@ class Learner:
             noise, fresh = given
             blur, next_blur, exploration = jnp.split(noise, [SENSED_SIZE, 2 * SENSED_SIZE], -1)
             sensed = self._task.sense(flights, blur)
-            seen = flight.with_history(sensed, flights.history)
+            seen = flight.with_history(sensed, self._task.remembered(flights))
             action = self.actor.act(state.networks.actor, seen)
             action = jnp.clip(action + scale * exploration, -1.0, 1.0)
             after = self._task.advance(flights, action)

@@ -100,6 +100,13 @@ def test_resumed_training_is_bit_identical(smoke, tmp_path):
             np.testing.assert_array_equal(first[key], second[key], err_msg=key)
 
 
+def test_without_history_and_delay(tmp_path):
+    words = ["--method=no_rotor_delay", "--steps=1000", "--log_every=25", "--clip_frames=0"]
+    assert _run(f"--workdir={tmp_path / 'run'}", *words) == 0
+    arrays = files.read_arrays(tmp_path / "run" / "policies" / "no_rotor_delay_seed0.npz")
+    assert arrays["first.kernel"].shape == (18, 64)
+
+
 def test_schedule_of_the_paper():
     plan = td3.schedule(steps=300_000, num_envs=1, updates_per_env_step=0.1)
     assert (plan.half, plan.block, plan.blocks, plan.capacity) == (10, 20, 15_000, 300_001)
