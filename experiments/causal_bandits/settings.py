@@ -124,8 +124,7 @@ class Config(config.Compared, config.Data):
 
     def _set(self, name: str) -> bool:
         """Whether a setting differs from its preset's value."""
-        default = {f.name: f.default for f in dataclasses.fields(self)}[name]
-        return getattr(self, name) != PRESETS[self.preset].get(name, default)
+        return name in config.changed(self, PRESETS)
 
 
 PRESETS: dict[str, dict[str, Any]] = {

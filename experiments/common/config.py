@@ -169,6 +169,46 @@ def build(
     return built
 
 
+def changed(config: Common, presets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The settings that differ from those of their preset.
+
+    Args:
+      config: The settings.
+      presets: Values by preset name.
+
+    Returns:
+      Names of fields.
+    """
+    preset = presets[config.preset]
+    fields = dataclasses.fields(config)
+    return [f.name for f in fields if getattr(config, f.name) != preset.get(f.name, f.default)]
+
+
+def refuse_overridden(
+    config: Common,
+    presets: Mapping[str, Mapping[str, Any]],
+    recipes: Mapping[str, Mapping[str, Any]],
+    methods: Sequence[str],
+) -> None:
+    """Refuse a flag that every method of the run overrides: it would do nothing.
+
+    Args:
+      config: The settings.
+      presets: Values by preset name.
+      recipes: What each method fixes; "custom" fixes nothing.
+      methods: The methods of the run.
+
+    Raises:
+      UserError: A changed setting is fixed by all methods, to other values.
+    """
+    for name in changed(config, presets):
+        value = getattr(config, name)
+        fixed = all(name in recipes[m] for m in methods)
+        if fixed and value not in [recipes[m][name] for m in methods]:
+            told = f"--{name}={value}: --method={methods[0]} has its own"
+            raise UserError(f"{told}, --method=custom takes it")
+
+
 def _check_field(f: dataclasses.Field, value: Any) -> None:
     choices = f.metadata["choices"]
     entries = value if isinstance(value, tuple) else (value,)

@@ -227,19 +227,7 @@ class Config(config.Compared, config.Training, config.Data):
         names = list(self.compared) if self.compare else [self.method]
         for method in names:
             resolved(dataclasses.replace(self, method=method)).check_one()
-        self._check_fixed(names)
-
-    def _check_fixed(self, methods: list[str]) -> None:
-        """A flag that every method of the run overrides would do nothing."""
-        preset = self.presets[self.preset]
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            fixed = all(f.name in RECIPES[m] for m in methods)
-            if value == preset.get(f.name, f.default) or not fixed:
-                continue
-            if value not in [RECIPES[m][f.name] for m in methods]:
-                told = f"--{f.name}={value}: --method={methods[0]} has its own"
-                raise UserError(f"{told}, --method={CUSTOM} takes it")
+        config.refuse_overridden(self, self.presets, RECIPES, names)
 
     def check_one(self) -> None:
         """Refuse settings of one method that contradict each other."""

@@ -176,10 +176,9 @@ class Config(config.Compared, config.Training, config.Data):
 
     def _needs(self, other: str, names: tuple[str, ...]) -> None:
         """Refuse values that differ from the preset's where they would do nothing."""
-        for field in dataclasses.fields(self):
-            base = PRESETS[self.preset].get(field.name, field.default)
-            if field.name in names and getattr(self, field.name) != base:
-                raise UserError(f"--{field.name} needs {other}")
+        for name in config.changed(self, PRESETS):
+            if name in names:
+                raise UserError(f"--{name} needs {other}")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

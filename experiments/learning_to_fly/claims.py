@@ -301,12 +301,7 @@ def gradients() -> list[report.Claim]:
     after = jax.jit(learner.actor_update)(state.networks, batch)
 
     def moved(name: str) -> float:
-        pairs = zip(
-            jax.tree.leaves(getattr(state.networks, name)),
-            jax.tree.leaves(getattr(after, name)),
-            strict=True,
-        )
-        return max(float(jnp.abs(a - b).max()) for a, b in pairs)
+        return physics.largest_difference(getattr(state.networks, name), getattr(after, name))
 
     return [
         report.claim(

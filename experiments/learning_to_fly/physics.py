@@ -34,7 +34,16 @@ def _floating() -> tuple[dynamics.Quadrotor, dynamics.Disturbance]:
     return vehicle._replace(body=body._replace(orientation=unit)), disturbance
 
 
-def _largest(a: Any, b: Any) -> float:
+def largest_difference(a: Any, b: Any) -> float:
+    """Largest deviation between two pytrees of one structure.
+
+    Args:
+      a: A pytree of arrays.
+      b: Another one.
+
+    Returns:
+      The deviation.
+    """
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs)
 
@@ -64,7 +73,7 @@ def free_fall(dt: float = 0.01, steps: int = 100) -> float:
                 for p, v, g in zip(start.position, start.velocity, (0.0, 0.0, fallen), strict=True)
             )
         )
-        return _largest(body.position, expected)
+        return largest_difference(body.position, expected)
 
 
 def motor_delay() -> float:
@@ -101,7 +110,7 @@ def hovering() -> float:
     speed = dynamics.hover_speed()
     rpm = dynamics.Rotors(*4 * [jnp.full(_VEHICLES, speed)])
     change = dynamics.rigid_body_derivative(body._replace(orientation=upright), rpm=rpm)
-    return _largest(change.velocity, dynamics.Vector(zeros, zeros, zeros))
+    return largest_difference(change.velocity, dynamics.Vector(zeros, zeros, zeros))
 
 
 def unit_length(*, double: bool, steps: int = 500) -> float:
@@ -160,7 +169,7 @@ def against_mujoco(dt: float = 0.01, seconds: float = 1.0) -> float:
             return jax.jit(lambda body: jax.lax.fori_loop(0, steps, one, body))(start)
 
         ours, theirs = fly(dynamics.rigid_body_step), fly(twin.step)
-        return _largest(ours, theirs)
+        return largest_difference(ours, theirs)
 
 
 def against_mujoco_elsewhere() -> tuple[float, float]:

@@ -187,32 +187,14 @@ class Config(config.Compared, config.Training):
         for name in names:
             if name not in RECIPES:
                 raise UserError(f"--methods={name}: choose among {', '.join(METHODS)}")
-        for name in names:
             resolved(dataclasses.replace(self, method=name)).check_one()
-        self._check_fixed(names)
+        config.refuse_overridden(self, PRESETS, RECIPES, names)
+        changed = config.changed(self, PRESETS)
         algorithms = {RECIPES[name].get("algo", self.algo) for name in names}
         for algorithm, own in ((TD3, _OF_TD3), (BPTT, _OF_BPTT)):
             for field in own if algorithm not in algorithms else ():
-                if getattr(self, field) != self._base(field):
+                if field in changed:
                     raise UserError(f"--{field} needs --algo={algorithm}")
-
-    def _base(self, name: str) -> Any:
-        defaults = {f.name: f.default for f in dataclasses.fields(self)}
-        return PRESETS[self.preset].get(name, defaults[name])
-
-    def _check_fixed(self, methods: list[str]) -> None:
-        """A flag that every method of the run overrides would do nothing."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value == self._base(field.name):
-                continue
-            if all(field.name in RECIPES[m] for m in methods) and value not in [
-                RECIPES[m][field.name] for m in methods
-            ]:
-                raise UserError(
-                    f"--{field.name}={value}: --method={methods[0]} has its own, "
-                    f"--method={CUSTOM} takes it"
-                )
 
     def check_one(self) -> None:
         """Refuse settings of one method that contradict each other."""
