@@ -8,11 +8,11 @@ of the operations of a step is set against the throughput of a step's largest pr
 """
 
 import argparse
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import timing
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -21,12 +21,11 @@ from experiments.arl import main, sources, training
 from experiments.common import loop, mesh, seeds
 
 STEPS = 50
-_PRODUCTS = 400
-# Pixels of a digit and units of the encoder's hidden layer.
-_INPUTS, _HIDDEN = 64, 64
+# Pixels of a digit, and units of the encoder's last layer.
+_HIDDEN = 64
 
 
-class Trainer:
+class Trainer(timing.Dispatches):
     """The compiled loop of one method and seed count."""
 
     def __init__(self, method: str, num_seeds: int) -> None:
@@ -34,14 +33,11 @@ class Trainer:
         keys = seeds.keys(0, num_seeds)
         source = sources.open_source(config, keys)
         learner = training.Learner(config, source)
-        # The loop's own program, without files and progress around it.
-        self._program = loop._Program(
+        program = loop._Program(
             learner.step, learner.init, source.batches, None, mesh.make(), keys, STEPS, False
         )
         self.operations = self._counted(learner, source)
-        self._state = self._program.initial()
-        self._done = 0
-        self.seconds()
+        super().__init__(program, STEPS)
 
     def _counted(self, learner: training.Learner, source: sources.Source) -> float:
         """Operations of a step of one seed."""
@@ -52,31 +48,6 @@ class Trainer:
         compiled = loop.once(learner.step).lower(state, batch, jax.random.key(0)).compile()
         return float(compiled.cost_analysis()["flops"])
 
-    def seconds(self) -> float:
-        """Seconds of one dispatch."""
-        start = time.perf_counter()
-        self._state, _ = self._program.dispatch(self._state, None, self._done, self._done + STEPS)
-        jax.block_until_ready(self._state)
-        self._done += STEPS
-        return time.perf_counter() - start
-
-
-class Product:
-    """Pictures times weights, batch x inputs x hidden, one after the other."""
-
-    def __init__(self, batch: int) -> None:
-        weights = jax.random.normal(jax.random.key(0), (_INPUTS, _HIDDEN)) / _INPUTS**0.5
-        self._arguments = jnp.ones((batch, _INPUTS)), weights
-        self._operations = 2 * batch * _INPUTS * _HIDDEN * _PRODUCTS
-        self._many = jax.jit(lambda r, w: jax.lax.fori_loop(0, _PRODUCTS, lambda _, r: r @ w, r))
-        self.throughput()
-
-    def throughput(self) -> float:
-        """Operations a second."""
-        start = time.perf_counter()
-        jax.block_until_ready(self._many(*self._arguments))
-        return self._operations / (time.perf_counter() - start)
-
 
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -86,7 +57,7 @@ def run() -> None:
     words = parser.parse_args()
     chosen = [(method, count) for method in words.methods for count in words.seeds]
     trainers = {pair: Trainer(*pair) for pair in track(chosen, "compiling")}
-    product = Product(main.EXPERIMENT.settings("quick").batch_size)
+    product = timing.Product(main.EXPERIMENT.settings("quick").batch_size, _HIDDEN)
     best: dict[Any, float] = {}
     speed = 0.0
     for _ in track(range(words.repeats), "timing"):

@@ -7,9 +7,9 @@ seed count, the next, and again, so that a busy machine disturbs all alike. Judg
 """
 
 import argparse
-import time
 
 import jax
+import timing
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -20,7 +20,7 @@ from experiments.common import loop, mesh, seeds
 STEPS = 25
 
 
-class Trainer:
+class Trainer(timing.Dispatches):
     """The compiled loop of one seed count."""
 
     def __init__(self, num_seeds: int) -> None:
@@ -28,21 +28,10 @@ class Trainer:
         keys = seeds.keys(0, num_seeds)
         source = sources.open_source(config, config.w_nr, keys)
         learner = training.Learner(config, "asl", source.num_classes)
-        # The loop's own program, without files and progress around it.
-        self._program = loop._Program(
+        program = loop._Program(
             learner.step, learner.init, source.batches, None, mesh.make(), keys, STEPS, False
         )
-        self._state = self._program.initial()
-        self._done = 0
-        self.seconds()
-
-    def seconds(self) -> float:
-        """Seconds of one dispatch."""
-        start = time.perf_counter()
-        self._state, _ = self._program.dispatch(self._state, None, self._done, self._done + STEPS)
-        jax.block_until_ready(self._state)
-        self._done += STEPS
-        return time.perf_counter() - start
+        super().__init__(program, STEPS)
 
 
 def run() -> None:

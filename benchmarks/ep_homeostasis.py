@@ -10,13 +10,13 @@ the operations of a step over the product's throughput is the time that arithmet
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -26,10 +26,9 @@ from experiments.common import loop, mesh, seeds
 from experiments.ep_homeostasis import main, model, settings, sources, training
 
 STEPS = 14
-_PRODUCTS = 400
 
 
-class Trainer:
+class Trainer(timing.Dispatches):
     """The compiled loop of one method and seed count."""
 
     def __init__(self, method: str, num_seeds: int, words: argparse.Namespace) -> None:
@@ -48,21 +47,10 @@ class Trainer:
             source = _wider(source, words.inputs)
         self.learner = learner = training.Learner(settings.resolved(config), source, 90.0)
         keys = seeds.keys(0, num_seeds)
-        # The loop's own program, without files and progress around it.
-        self._program = loop._Program(
+        program = loop._Program(
             learner.step, learner.init, source.batches, None, mesh.make(), keys, STEPS, False
         )
-        self._state = self._program.initial()
-        self._done = 0
-        self.seconds()
-
-    def seconds(self) -> float:
-        """Seconds of one dispatch."""
-        start = time.perf_counter()
-        self._state, _ = self._program.dispatch(self._state, None, self._done, self._done + STEPS)
-        jax.block_until_ready(self._state)
-        self._done += STEPS
-        return time.perf_counter() - start
+        super().__init__(program, STEPS)
 
 
 def _wider(source: sources.Source, num_inputs: int) -> sources.Source:
@@ -109,23 +97,6 @@ def _counted(function: Callable[..., Any], *arguments: Any) -> float:
     return float(compiled.cost_analysis()["flops"])
 
 
-class Product:
-    """Activities times weights, batch x hidden x hidden, one after the other."""
-
-    def __init__(self, batch: int, hidden: int) -> None:
-        weights = jax.random.normal(jax.random.key(0), (hidden, hidden)) / hidden**0.5
-        self._arguments = jnp.ones((batch, hidden)), weights
-        self._operations = 2 * batch * hidden * hidden * _PRODUCTS
-        self._many = jax.jit(lambda r, w: jax.lax.fori_loop(0, _PRODUCTS, lambda _, r: r @ w, r))
-        self.throughput()
-
-    def throughput(self) -> float:
-        """Operations a second."""
-        start = time.perf_counter()
-        jax.block_until_ready(self._many(*self._arguments))
-        return self._operations / (time.perf_counter() - start)
-
-
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", default=["ep", "ep_homeo", "bp"])
@@ -140,7 +111,7 @@ def run() -> None:
     chosen = [(method, count) for method in words.methods for count in words.seeds]
     trainers = {pair: Trainer(*pair, words) for pair in track(chosen, "compiling")}
     counts = {m: operations(trainers[m, words.seeds[0]].learner) for m in words.methods}
-    product, best, speed = Product(words.batch_size, words.hidden[0]), {}, 0.0
+    product, best, speed = timing.Product(words.batch_size, words.hidden[0]), {}, 0.0
     for _ in track(range(words.repeats), "timing"):
         speed = max(speed, product.throughput())
         for pair, trainer in trainers.items():

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import timing
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -25,15 +26,14 @@ STEPS = 5
 SIDE = 1024
 
 
-class Trainer:
+class Trainer(timing.Dispatches):
     """The compiled loop of one seed count."""
 
     def __init__(self, num_seeds: int) -> None:
         config = main.EXPERIMENT.settings("quick", num_seeds=num_seeds, method="hiclr")
         source = sources.open_source(config)
         learner = training.Learner(config, source, config.stream)
-        # The loop's own program, without files and progress around it.
-        self._program = loop._Program(
+        program = loop._Program(
             learner.step,
             learner.init,
             source.batches,
@@ -43,17 +43,7 @@ class Trainer:
             STEPS,
             True,
         )
-        self._state = self._program.initial()
-        self._done = 0
-        self.seconds()
-
-    def seconds(self) -> float:
-        """Seconds of one dispatch."""
-        start = time.perf_counter()
-        self._state, _ = self._program.dispatch(self._state, None, self._done, self._done + STEPS)
-        jax.block_until_ready(self._state)
-        self._done += STEPS
-        return time.perf_counter() - start
+        super().__init__(program, STEPS)
 
 
 def best_seconds(function: Callable[..., Any], *given: Any, repeats: int) -> float:
