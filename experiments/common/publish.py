@@ -70,10 +70,11 @@ def side_table(results: Mapping[str, Any]) -> str:
 def _how(results: Mapping[str, Any]) -> str:
     seeds = results["seeds"]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    cores = results["cpu_cores"]
     return (
         f"Measured by `{results['command']}`, seeds {seeds[0]}–{seeds[-1]}, mean ± standard error, "
         f"in {results['wall_seconds'] / 60:.1f} minutes on {results['device']}, "
-        f"{results['cpu_cores']} cores; {versions}."
+        f"{cores} core{'' if cores == 1 else 's'}; {versions}."
     )
 
 

@@ -157,8 +157,16 @@ def environment() -> dict[str, Any]:
         "device": _device_name(device),
         "num_devices": jax.device_count(),
         "num_processes": jax.process_count(),
-        "cpu_cores": os.cpu_count(),
+        "cpu_cores": _usable_cores(),
     }
+
+
+def _usable_cores() -> int | None:
+    """Cores that this process may use: `taskset` can leave it fewer than the machine has."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # Not every system can say.
+        return os.cpu_count()
 
 
 def _device_name(device: jax.Device) -> str:

@@ -60,6 +60,17 @@ def test_results_hold_everything_a_reader_needs(complete):
     assert (complete / "figures" / "toy.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system assigns no cores")
+def test_results_count_the_cores_that_a_process_may_use():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert report.environment()["cpu_cores"] == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert report.environment()["cpu_cores"] == len(allowed)
+
+
 def test_some_of_the_methods(tmp_path, capsys):
     assert run(f"--workdir={tmp_path / 'run'}", "--methods=adam") == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
