@@ -144,11 +144,15 @@ def graph_conv(
     chex.assert_shape(bias, (kernel.shape[0], kernel.shape[2]))
     chex.assert_axis_dimension(x, -1, kernel.shape[1])
     subsets, channels, features = kernel.shape
-    gathered = jnp.einsum("kvw,v...c->w...kc", adjacency, x)
-    flat = gathered.reshape(*gathered.shape[:-2], subsets * channels)
+    # Three axes at most: with more, XLA copies element by element on a CPU.
+    nodes = x.shape[0]
+    readers = adjacency.transpose(0, 2, 1).reshape(subsets * nodes, nodes)
+    gathered = (readers @ x.reshape(nodes, -1)).reshape(subsets, -1, channels)
+    flat = gathered.transpose(1, 0, 2).reshape(-1, subsets * channels)
     shift = jnp.einsum("kvw,kd->wd", adjacency, bias)
     shift = shift.reshape(shift.shape[0], *(1,) * (x.ndim - 2), features)
-    return flat @ kernel.reshape(subsets * channels, features) + shift
+    mapped = flat @ kernel.reshape(subsets * channels, features)
+    return mapped.reshape(*x.shape[:-1], features) + shift
 
 
 def drop_edges(

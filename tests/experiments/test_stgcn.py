@@ -54,7 +54,6 @@ def _convolution(frames, stride, taps=3):
     return layer, jnp.asarray(x)
 
 
-# Both sides of the length at which the banded matrix gives way to a convolution.
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("frames", [1, 2, 8, 9, 10, 11])
 def test_convolution_over_time_is_its_sum(frames, stride):
@@ -70,6 +69,29 @@ def test_convolution_over_time_is_its_sum(frames, stride):
     )
     assert found.shape == (JOINTS, 2, -(-frames // stride), 5)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+# Both sides of the length at which the kernel's gradient is computed otherwise.
+@pytest.mark.parametrize(("taps", "stride"), [(3, 1), (3, 2), (5, 3)])
+@pytest.mark.parametrize("frames", [2, 9, 16])
+def test_gradients_of_the_convolution_are_those_of_its_sum(frames, taps, stride):
+    layer, x = _convolution(frames, stride, taps)
+    outputs = -(-frames // stride)
+    pull = np.random.default_rng(2).normal(size=(JOINTS, 2, outputs, 5)).astype(np.float32)
+
+    def as_layer(x, layer):
+        return jnp.sum(layer(x) * pull)
+
+    def as_sum(x, kernel):
+        padded = jnp.pad(x, ((0, 0), (0, 0), (taps // 2, taps // 2), (0, 0)))
+        windows = jnp.arange(0, frames, stride)[:, None] + jnp.arange(taps)
+        return jnp.einsum("vbokc,kcd,vbod->", padded[:, :, windows], kernel, pull)
+
+    of_x, of_layer = nnx.jit(nnx.grad(as_layer, argnums=(0, 1)))(x, layer)
+    expected_x, expected_kernel = jax.jit(jax.grad(as_sum, (0, 1)))(x, layer.kernel[...])
+    np.testing.assert_allclose(of_x, expected_x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(of_layer.kernel[...], expected_kernel, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(of_layer.bias[...], np.sum(pull, (0, 1, 2)), rtol=1e-4, atol=1e-5)
 
 
 def test_widths_and_strides_of_the_two_encoders():

@@ -7,7 +7,8 @@ transposition, which stay fast on a CPU when a vmap gives every seed its own wei
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from asym import graphs
 # runs learn from FAN_IN, the frameworks' usual U(-1, 1) / sqrt(fan_in).
 NORMAL = nnx.initializers.normal(0.02)
 FAN_IN = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-# Up to this many times the kernel's length, a convolution over time is one matrix product.
+# Clips up to this many times as long as a kernel have its gradient from one matrix product.
 _DENSE_TIME = 3
 
 
@@ -127,26 +128,61 @@ class TemporalConv(nnx.Module):
     def __call__(self, x: Float[Array, "joints clips frames channels"]) -> Array:
         """(V, B, T, in) -> (V, B, ceil(T / stride), out)."""
         kernel, bias = (parameter[...].astype(x.dtype) for parameter in (self.kernel, self.bias))
-        joints, clips, frames, channels = x.shape
-        taps, _, features = kernel.shape
-        if frames > _DENSE_TIME * taps:
-            y = jax.lax.conv_general_dilated(
-                x.reshape(joints * clips, frames, channels),
-                kernel,
-                window_strides=(self.stride,),
-                padding=[(taps // 2, taps // 2)],
-                dimension_numbers=("NWC", "WIO", "NWC"),
-            )
-            return y.reshape(joints, clips, -1, features) + bias
-        # A vmap over weights makes a grouped convolution of the above, and gathering the taps
-        # takes longer than multiplying by a banded matrix whose other entries are 0.
-        outputs = -(-frames // self.stride)
-        lag = np.arange(frames)[:, None] - self.stride * np.arange(outputs) + taps // 2
-        band = jnp.asarray(lag == np.arange(taps)[:, None, None], x.dtype)
-        matrix = jnp.einsum("kts,kcd->tcsd", band, kernel)
-        matrix = matrix.reshape(frames * channels, outputs * features)
-        y = x.reshape(joints, clips, frames * channels) @ matrix
-        return y.reshape(joints, clips, outputs, features) + bias
+        y = _convolve_time(self.stride, x.reshape(-1, *x.shape[2:]), kernel)
+        return y.reshape(*x.shape[:2], *y.shape[1:]) + bias
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve_time(
+    stride: int, x: Float[Array, "batch frames channels"], kernel: Float[Array, "taps in out"]
+) -> Float[Array, "batch outputs out"]:
+    """Every `stride`-th output of a convolution that is zero-padded by half of the kernel."""
+    half = kernel.shape[0] // 2
+    return _convolve(x, kernel, stride, (half, half))
+
+
+def _convolve(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride,), [padding], dimension_numbers=("NWC", "WIO", "NWC")
+    )
+
+
+def _convolve_time_forward(stride: int, x: Array, kernel: Array) -> tuple[Array, Any]:
+    return _convolve_time(stride, x, kernel), (x, kernel)
+
+
+def _convolve_time_backward(stride: int, residuals: Any, pull: Array) -> tuple[Array, Array]:
+    """The gradients, in forms that a CPU is fast at.
+
+    The signal's is one convolution whose outputs are `stride` frames at once: XLA's own fills
+    `pull` up with zeros.  The kernel's is read off the product of all frames with all outputs,
+    unless the clip is so long that most of it would be wasted: XLA's own transposes the signal.
+    """
+    x, kernel = residuals
+    batch, frames, channels = x.shape
+    taps, _, features = kernel.shape
+    outputs = pull.shape[1]
+    half = taps // 2
+    if frames > _DENSE_TIME * taps:
+        (of_kernel,) = jax.vjp(lambda k: _convolve(x, k, stride, (half, half)), kernel)[1](pull)
+    else:
+        pairs = x.reshape(batch, -1).T @ pull.reshape(batch, -1)
+        pairs = pairs.reshape(frames, channels, outputs, features)
+        tap = np.arange(frames)[:, None] - stride * np.arange(outputs) + half
+        meet = jnp.asarray(tap == np.arange(taps)[:, None, None], x.dtype)
+        of_kernel = jnp.einsum("kto,tcof->kcf", meet, pairs)
+    # Frame ``stride * o + phase`` was read by output ``o + lag``, with this tap.
+    before, after = half // stride, (half + stride - 1) // stride
+    lags, phases = np.arange(-before, after + 1), np.arange(stride)
+    tap = half + phases - stride * lags[:, None]
+    read = (tap >= 0) & (tap < taps)
+    spread = jnp.where(read[..., None, None], kernel[np.where(read, tap, 0)], 0)
+    spread = spread.transpose(0, 3, 1, 2).reshape(len(lags), features, stride * channels)
+    of_x = _convolve(pull, spread, 1, (before, after))
+    return of_x.reshape(batch, -1, channels)[:, :frames], of_kernel
+
+
+_convolve_time.defvjp(_convolve_time_forward, _convolve_time_backward)
 
 
 class Block(nnx.Module):
@@ -220,7 +256,8 @@ class Block(nnx.Module):
         y = self.norm2(self.temporal(nnx.relu(self.norm1(y))))
         y = self.dropout(y, rngs=key)
         if self.shortcut is not None and self.shortcut_norm is not None:
-            y = y + self.shortcut_norm(self.shortcut(x[:, :, :: self.stride]))
+            z = x[:, :, :: self.stride]
+            y = y + self.shortcut_norm(self.shortcut(z.reshape(-1, z.shape[-1])).reshape(y.shape))
         elif self.residual:
             y = y + x
         return nnx.relu(y)
