@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from experiments.common import loop, mesh, seeds
+from experiments.common import app, loop, mesh, seeds
 from experiments.hiclr import main, sources, training
 
 STEPS = 5
@@ -88,6 +88,7 @@ def run() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--repeats", type=int, default=6)
     arguments = parser.parse_args()
+    app.tell_compiler(main.EXPERIMENT.xla_flags)
     trainers = {count: Trainer(count) for count in track(arguments.seeds, "compiling")}
     best = dict.fromkeys(trainers, float("inf"))
     for _ in track(range(arguments.repeats), "timing"):

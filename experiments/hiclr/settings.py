@@ -65,7 +65,7 @@ class Config(config.Compared, config.Training, config.Data):
     encoder: str = config.field(
         "mini", "Three blocks, or the paper's ten.", choices=("mini", "full")
     )
-    hidden_channels: int = config.field(8, "Width of the first blocks.", minimum=1)
+    hidden_channels: int = config.field(16, "Width of the first blocks.", minimum=1)
     hidden_dim: int = config.field(256, "Width of the features (full).", minimum=1)
     feature_dim: int = config.field(32, "Width of the embedding that is contrasted.", minimum=2)
     dropout: float = config.field(0.5, "Dropout of the blocks (full).", minimum=0, maximum=0.95)
@@ -202,7 +202,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data_dir": "data",
         "frames": 50,
         "encoder": "full",
-        "hidden_channels": 16,
         "feature_dim": 128,
         "kernel_init": "normal",
         "queue_size": 32768,

@@ -15,10 +15,12 @@ from experiments.common import app, checkpoints, files, metrics, report
 from experiments.common.nets import stgcn
 from experiments.hiclr import claims, finetuning, main, settings, sources, training
 
+# Compiler options for the whole process would outlast these tests.
+EXPERIMENT = dataclasses.replace(main.EXPERIMENT, xla_flags=())
 SHORT = ["--preset=smoke", "--num_seeds=2"]
 
 
-def run(workdir, *words, experiment=main.EXPERIMENT):
+def run(workdir, *words, experiment=EXPERIMENT):
     return app.run(experiment, ["hiclr", *SHORT, f"--workdir={workdir}", *words])
 
 
@@ -27,7 +29,7 @@ def compared(tmp_path_factory):
     """Those that the demand is about; a step of every method runs below."""
     workdir = tmp_path_factory.mktemp("compared")
     chosen = {m: settings.METHODS[m] for m in ("random", "hiclr")}
-    experiment = dataclasses.replace(main.EXPERIMENT, methods=chosen)
+    experiment = dataclasses.replace(EXPERIMENT, methods=chosen)
     words = ["--compare", "--probe_every=2", "--protocols=linear"]
     assert run(workdir, *words, experiment=experiment) == 0
     return workdir, files.read_json(workdir / "results.json")
@@ -63,7 +65,7 @@ def test_every_acceptance_item_is_a_claim(compared):
 
 
 def test_three_seeds_of_the_quick_setting_are_judged():
-    config = main.EXPERIMENT.settings("quick")
+    config = EXPERIMENT.settings("quick")
     levels = {m: 0.5 for m in settings.METHODS} | {"hiclr": 0.56}
     outcomes = {
         m: app.Outcome({name: np.full(3, level) for name in ("probe", "knn")})
@@ -95,7 +97,7 @@ def test_the_figures_are_drawn(compared):
 
 @functools.cache
 def prepared(**options):
-    config = main.EXPERIMENT.settings("smoke", **options)
+    config = EXPERIMENT.settings("smoke", **options)
     source = sources.open_source(config)
     return config, source, training.Learner(config, source, config.stream)
 
@@ -221,7 +223,7 @@ def test_everything_decays_and_before_the_momentum():
 
 
 def trained_one_step(**options):
-    config = main.EXPERIMENT.settings("smoke", **options)
+    config = EXPERIMENT.settings("smoke", **options)
     source = sources.open_source(config)
     learner = training.Learner(config, source, config.stream)
     state = jax.jit(learner.init)(jax.random.key(0))

@@ -1,5 +1,6 @@
 """HiCLR's clips, views and probes: procedural and recorded figures, what features tell."""
 
+import dataclasses
 import functools
 import os
 from pathlib import Path
@@ -14,6 +15,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from experiments.common import app, files
 from experiments.common.errors import UserError
 from experiments.hiclr import augmentations, main, probes, skeletons, sources, synthetic, views
+
+# Compiler options for the whole process would outlast these tests.
+EXPERIMENT = dataclasses.replace(main.EXPERIMENT, xla_flags=())
 
 
 def rbg(seed):
@@ -172,7 +176,7 @@ def ntu(tmp_path):
 
 def opened(folder, **options):
     values = {"dataset": "ntu", "data_dir": str(folder), "frames": 10, "batch_size": 4} | options
-    return sources.open_source(main.EXPERIMENT.settings("smoke", **values))
+    return sources.open_source(EXPERIMENT.settings("smoke", **values))
 
 
 def test_the_authors_layout_is_read(ntu):
@@ -204,7 +208,7 @@ def test_a_damaged_layout_is_told(ntu, name, array, told):
 
 
 def augmenter(stream="joint", **options):
-    config = main.EXPERIMENT.settings("smoke", **options)
+    config = EXPERIMENT.settings("smoke", **options)
     return views.Augmenter(config, skeletons.NTU, stream)
 
 
@@ -322,7 +326,7 @@ def test_recorded_figures_are_figures(tmp_path, name, classes, counts):
 def test_an_untrained_encoder_tells_recorded_actions_apart(tmp_path):
     words = ["--preset=smoke", "--method=random", "--dataset=msr_action3d", "--frames=24"]
     words += [f"--data_dir={RECORDED}", f"--workdir={tmp_path}"]
-    assert app.run(main.EXPERIMENT, ["hiclr", *words]) == 0
+    assert app.run(EXPERIMENT, ["hiclr", *words]) == 0
     measured = files.read_json(tmp_path / "results.json")["methods"]["random"]
     # Of 20 classes.
     assert measured["probe"]["mean"] > 0.1
