@@ -222,6 +222,9 @@ def _serve(service: Service, memory: Any, time: jax.Array, batch: int) -> Any:
         chosen = jnp.nonzero(waiting, size=lanes, fill_value=batch)[0]
         # Lanes to spare repeat the last instance, and what they find is dropped.
         theirs = jax.tree.map(lambda leaf: leaf.at[chosen].get(mode="clip"), memory)
+        # Of one instance nothing here depends on who waits: without the barrier XLA moves the work
+        # before the loop, where it is done at every step.
+        theirs, waiting = jax.lax.optimization_barrier((theirs, waiting))
         found = jax.vmap(service.work, (0, None))(theirs, time)
         changed = {
             name: jax.tree.map(

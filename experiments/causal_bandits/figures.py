@@ -1,4 +1,4 @@
-"""The figure of CSL-UCB: regret, optimal actions, errors of the graphs, and noticing changes."""
+"""The figure of CSL-UCB: regret, optimal actions, what the graphs take, and noticing changes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.causal_bandits import bandit, csl, probes
+from experiments.causal_bandits import bandit, claims, csl, identification, probes
 from experiments.causal_bandits.settings import METHODS
 from experiments.common import app, plots
 
@@ -25,11 +25,12 @@ def draw(config: Any, outcomes: Mapping[str, app.Outcome], workdir: Path, folder
       workdir: The run's folder.
       folder: Where figures go.
     """
-    figure, axes = plots.new(3, rows=2)
+    figure, axes = plots.new(4, rows=2)
     rivals = {m: o for m, o in outcomes.items() if m in _PLAYED} or outcomes
     curves(axes[0, 0], rivals, "regret", "cumulative regret, stationary")
     curves(axes[0, 1], rivals, "optimal", "share of optimal actions, stationary")
     learnt(axes[0, 2], config, outcomes)
+    identified(axes[0, 3], config, outcomes, {"": ""}, "samples")
     looking = {m: o for m, o in outcomes.items() if m not in ("golem_mab", "notears_greedy")}
     if config.nonstationary:
         curves(axes[1, 0], rivals, "regret_changing", "cumulative regret, changing graph")
@@ -37,6 +38,8 @@ def draw(config: Any, outcomes: Mapping[str, app.Outcome], workdir: Path, folder
         for panel in axes[1, :2]:
             for time in config.change_times:
                 panel.axvline(time, color="black", linewidth=0.8, linestyle=":")
+        ways = {"_changing": "", "_told": ", told the columns"}
+        identified(axes[1, 3], config, outcomes, ways, "new samples after the change")
     noticed(axes[1, 2], config, outcomes)
     for panel in axes.ravel():
         panel.set_visible(panel.has_data())
@@ -84,10 +87,47 @@ def learnt(axes: Any, config: Any, outcomes: Mapping[str, app.Outcome]) -> None:
             plots.band(axes, sizes, superfluous, f"{method}: superfluous", colour, "--")
     axes.set(title="errors of the learnt graphs", xlabel="samples", ylabel="share of edges")
     if axes.has_data():
-        axes.set_xscale("log")
-        axes.minorticks_off()
-        axes.set_xticks(config.sample_sizes, [str(size) for size in config.sample_sizes])
+        _scale(axes, config)
         axes.legend(fontsize=6, ncols=2, loc="upper right", bbox_to_anchor=(1, 0.72))
+
+
+def identified(
+    axes: Any,
+    config: Any,
+    outcomes: Mapping[str, app.Outcome],
+    ways: Mapping[str, str],
+    label: str,
+) -> None:
+    """Share of instances that have had a graph without a missing edge, against samples.
+
+    Args:
+      axes: Where to draw.
+      config: The settings.
+      outcomes: Outcome by method.
+      ways: Suffix of the arrays to what it adds to the method's name; the second is dotted.
+      label: Of the samples.
+    """
+    for method, outcome in outcomes.items():
+        for style, (suffix, name) in zip(("-", ":"), ways.items(), strict=False):
+            if f"errors_missing{suffix}" in outcome.arrays:
+                reached = claims.identified(outcome.arrays, suffix)
+                count, enough = identification.samples_until(reached, config.sample_sizes)
+                share = [np.mean(enough & (count <= size)) for size in config.sample_sizes]
+                colour = _COLOURS[method]
+                axes.plot(config.sample_sizes, share, style, color=colour, label=method + name)
+    setting = "stationary" if "" in ways else "changed graph"
+    axes.set(title=f"no edge was missing, {setting}", xlabel=label, ylabel="share of systems")
+    if axes.has_data():
+        _scale(axes, config)
+        # Room for the legend.
+        axes.set(ylim=(-0.02, 1.5), yticks=np.linspace(0, 1, 6))
+        axes.legend(fontsize=7, ncols=2, loc="upper left")
+
+
+def _scale(axes: Any, config: Any) -> None:
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(config.sample_sizes, [str(size) for size in config.sample_sizes])
 
 
 def noticed(axes: Any, config: Any, outcomes: Mapping[str, app.Outcome]) -> None:

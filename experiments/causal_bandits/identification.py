@@ -27,20 +27,20 @@ class Errors(NamedTuple):
     gap: np.ndarray
 
 
-def samples_until(errors: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The first number of samples without an error.
+def samples_until(reached: np.ndarray, sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The first number of samples at which something is reached.
 
     Args:
-      errors: Shape (B, sizes).
+      reached: Whether it is (B, sizes).
       sizes: Numbers of samples, rising.
 
     Returns:
       The number for each instance, the largest one where even that was not enough, and whether it
       was enough.
     """
-    solved = np.asarray(errors) == 0
-    first = np.where(solved.any(axis=1), solved.argmax(axis=1), len(sizes) - 1)
-    return np.asarray(sizes, dtype=float)[first], solved.any(axis=1)
+    enough = np.asarray(np.any(reached, axis=1))
+    first = np.where(enough, np.argmax(reached, axis=1), len(sizes) - 1)
+    return np.asarray(sizes, dtype=float)[first], enough
 
 
 def by_columns(
@@ -87,19 +87,35 @@ def _columns(
             start=jnp.zeros((2, nodes), jnp.int32),
             capacity=_at_most(size),
         )
-
-        def learn(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-            graph = causal.prune_to_dag(
-                values, mask, noise_mean=system.noise_mean, log_weight=log_weight
-            )
-            weights = causal.estimate_weights(
-                values, mask, adjacency=graph, noise_mean=system.noise_mean
-            )
-            return graph, weights
-
-        return _judge(system, *jax.vmap(learn)(*samples))
+        return learn_columns(system, samples, log_weight)
 
     return jax.lax.map(instance, (system, keys), batch_size=lanes)
+
+
+def learn_columns(
+    system: systems.System, samples: causal.ColumnSamples, log_weight: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Learns both graphs as CSL does, and judges them.
+
+    Args:
+      system: The true system.
+      samples: Of each column.
+      log_weight: w of the removal score.
+
+    Returns:
+      The errors of one instance, as in `Errors`.
+    """
+
+    def learn(values: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        graph = causal.prune_to_dag(
+            values, mask, noise_mean=system.noise_mean, log_weight=log_weight
+        )
+        weights = causal.estimate_weights(
+            values, mask, adjacency=graph, noise_mean=system.noise_mean
+        )
+        return graph, weights
+
+    return _judge(system, *jax.vmap(learn)(*samples))
 
 
 def by_descent(

@@ -19,6 +19,7 @@ from experiments.causal_bandits import (
     detection,
     figures,
     identification,
+    renewal,
     rivals,
     settings,
     systems,
@@ -56,10 +57,7 @@ def measure(config: Config, run: app.Run) -> app.Outcome:
                 )
                 arrays |= {f"detection_{name}": value for name, value in found._asdict().items()}
         if config.method in settings.LEARNERS:
-            errors = identify(config, phases, run.seed_keys)
-            until, _ = identification.samples_until(errors.missing, config.sample_sizes)
-            metrics |= {"samples_until_identified": until}
-            arrays |= {f"errors_{name}": value for name, value in errors._asdict().items()}
+            measure_graphs(config, phases, run.seed_keys, metrics, arrays)
     return app.Outcome(metrics, arrays)
 
 
@@ -164,19 +162,65 @@ def descent_rule(config: Config) -> continuous.Rule:
     )
 
 
-def identify(config: Config, phases: systems.System, keys: jax.Array) -> identification.Errors:
+def measure_graphs(
+    config: Config,
+    phases: systems.System,
+    keys: jax.Array,
+    metrics: dict[str, np.ndarray],
+    arrays: dict[str, np.ndarray],
+) -> None:
+    """Adds the errors of the method's graphs against samples, and how many samples were enough.
+
+    Args:
+      config: The settings, with the method.
+      phases: Systems (B, P, ...).
+      keys: One key an instance (B,).
+      metrics: Gets one number an instance.
+      arrays: Gets the errors (B, sizes).
+    """
+
+    def phase(number: int) -> systems.System:
+        return jax.tree.map(lambda leaf: leaf[:, number], phases)
+
+    def fresh(number: int) -> jax.Array:
+        return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+    found = {"": identify(config, phase(0), fresh(2))}
+    if config.nonstationary and config.method == "csl_ucb":
+        _, options = make_agent(config, changing=True)
+        renewed = renewal.by_columns(
+            config.sample_sizes,
+            phases,
+            fresh(3),
+            change=config.change_times[0],
+            n_max=config.n_max,
+            options=options,
+            lanes=config.lanes,
+        )
+        found |= {"_changing": renewed.errors, "_told": renewed.told}
+        arrays["declared_changing"] = renewed.declared
+    elif config.nonstationary:
+        # Told of the change, the others start anew.
+        found["_changing"] = identify(config, phase(1), fresh(3))
+    for suffix, errors in found.items():
+        arrays |= {f"errors_{name}{suffix}": value for name, value in errors._asdict().items()}
+        if suffix != "_told":
+            reached = claims.identified(arrays, suffix)
+            until, _ = identification.samples_until(reached, config.sample_sizes)
+            metrics[f"samples_until_identified{suffix}"] = until
+
+
+def identify(config: Config, system: systems.System, keys: jax.Array) -> identification.Errors:
     """Errors of the method's graphs against the number of samples.
 
     Args:
       config: The settings, with the method.
-      phases: Systems (B, P, ...); the first phase counts.
+      system: Systems (B, ...).
       keys: One key an instance (B,).
 
     Returns:
       The errors.
     """
-    system = jax.tree.map(lambda leaf: leaf[:, 0], phases)
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 2)
     if config.method in CONTINUOUS:
         rule = descent_rule(config)
         return identification.by_descent(config.sample_sizes, system, keys, rule=rule)
@@ -239,6 +283,7 @@ changes of the graph, and measures how many samples the graphs take.""",
         "optimal_share_changing": "optimal, last 100, changing",
         "exploring_changing": "exploring steps, changing",
         "samples_until_identified": "samples until no edge is missing",
+        "samples_until_identified_changing": "new samples until no edge is missing, changing",
     },
     measure=measure,
     claims=claims.claims,

@@ -12,6 +12,6 @@ def test_the_judged_claims(tmp_path):
     broken = [line for line in quick.broken(results) if "(paper: " not in line]
     assert broken == []
     # Golden parity, five effects, ten on single pieces, one on samples collected again, and the
-    # abstract's numbers: samples against three rivals, reward against four and, where the graph
-    # changes and two rivals earn nothing, against two.
-    assert len(quick.judged(results)) == 26
+    # abstract's numbers: samples against three rivals in two settings, reward against four and,
+    # where the graph changes and two rivals earn nothing, against two.
+    assert len(quick.judged(results)) == 29
