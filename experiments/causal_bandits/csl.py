@@ -17,6 +17,9 @@ STATIC, WINDOW, THRESHOLD = 200, 20, 2.0
 DELTA = 0.05
 # Share of the largest mean that the largest width is worth at the start.
 SHARE = 0.5
+# From so many operations on, jaxlib 0.10 shares a batch of factorisations out among the threads
+# that run the program, and one of them waits. Where all wait so, none is left to do the work.
+_SHARED_OUT = 200_000
 
 
 class Shape(NamedTuple):
@@ -179,7 +182,7 @@ def agent(shape: Shape) -> Agent:
             )
         )(*samples, memory.graphs)
         means, both = means_and_widths(
-            weights, samples, memory.noise_mean, memory.noise_scale, actions
+            weights, samples, memory.noise_mean, memory.noise_scale, actions, beside=shape.lanes
         )
         widths = jnp.where(memory.options.theorem, both[1], both[0])
         first = jnp.isnan(memory.coefficient)
@@ -228,6 +231,8 @@ def means_and_widths(
     noise_mean: jax.Array,
     noise_scale: jax.Array,
     actions: jax.Array,
+    *,
+    beside: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Estimated reward of each action, and how far it may be from the true one.
 
@@ -237,6 +242,7 @@ def means_and_widths(
       noise_mean: nu (N,).
       noise_scale: Standard deviations (N,).
       actions: Bits (A, N).
+      beside: How many of these calls a vmap puts side by side.
 
     Returns:
       Means (A,), and widths by the authors' code and by the theorem (2, A).
@@ -266,7 +272,8 @@ def means_and_widths(
         both = jnp.stack([width(form="code"), width(form="theorem")])
         return causal.mean_response(chosen, noise_mean)[-1], both
 
-    means, widths = jax.vmap(one)(actions)
+    together = (_SHARED_OUT - 1) // (beside * len(noise_mean) ** 3)
+    means, widths = jax.lax.map(one, actions, batch_size=max(1, min(together, len(actions))))
     return means, widths.T
 
 

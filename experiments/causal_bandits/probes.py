@@ -15,6 +15,8 @@ NODES = 5
 # Samples from which the checked weights are estimated, and systems they are of.
 SIZES = (100, 200)
 WIDTH_SYSTEMS, CHANGE_SYSTEMS = 20, 100
+# Systems that are estimated side by side.
+_TOGETHER = 20
 # Every third of the 32 actions: 11 of them.
 _STRIDE = 3
 # Samples of a column after which a change must have been noticed.
@@ -36,8 +38,11 @@ class Widths(NamedTuple):
 
 
 @jax.jit
-@jax.vmap
-def _estimate(system: systems.System, key: jax.Array) -> tuple[jax.Array, ...]:
+def _estimate(drawn: systems.System, keys: jax.Array) -> tuple[jax.Array, ...]:
+    return jax.lax.map(lambda given: _estimate_one(*given), (drawn, keys), batch_size=_TOGETHER)
+
+
+def _estimate_one(system: systems.System, key: jax.Array) -> tuple[jax.Array, ...]:
     seen, played = identification.play_at_random(key, system, max(SIZES))
     actions = causal.all_actions(NODES)[::_STRIDE]
     truth = system.rewards(actions)
@@ -56,7 +61,12 @@ def _estimate(system: systems.System, key: jax.Array) -> tuple[jax.Array, ...]:
             )
         )(*samples, system.weights != 0)
         means, widths = csl.means_and_widths(
-            weights, samples, system.noise_mean, system.noise_scale, actions
+            weights,
+            samples,
+            system.noise_mean,
+            system.noise_scale,
+            actions,
+            beside=_TOGETHER * len(SIZES),
         )
         return jnp.abs(means - truth), *widths, weights
 
