@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# ./test runs two workers, which share the cores; more threads would only get in their way.
+os.environ.setdefault("PJRT_NPROC", "1")
 # Tests run each program for moments: compiling it with LLVM's optimisations takes twice as long as
 # all the rest. Processes that the tests start inherit it.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")

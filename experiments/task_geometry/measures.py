@@ -1,11 +1,13 @@
 """The geometry of what the networks have learnt."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from asym import similarity
 from experiments.common import terminal
@@ -205,23 +207,39 @@ def _compared(kernels: jax.Array, others: Kernels) -> jax.Array:
     return jax.vmap(one)(kernels, others)
 
 
-@jax.jit
 def _readouts(
     hidden: jax.Array,
-    condition: jax.Array,
-    labels: jax.Array,
-    trained: jax.Array,
-    dichotomies: jax.Array,
+    condition: np.ndarray,
+    labels: np.ndarray,
+    trained: np.ndarray,
+    dichotomies: np.ndarray,
 ) -> tuple[jax.Array, jax.Array]:
     """CCGP and shattering dimension of hidden points (S, C, W, H, n), each (S, C, W)."""
-    training_half = jnp.arange(len(condition)) % 2 == 0
+    generalised = _over_tasks(_generalised, hidden, labels, condition, trained)
+    # One program after the other: jaxlib 0.10 shares the factorisations out among the threads that
+    # run the program and waits in one of them; where all wait, none is left to do the work.
+    jax.block_until_ready(generalised)
+    return generalised, _over_tasks(_shattered, hidden, labels, condition, dichotomies)
 
-    def one(points: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        generalised = similarity.ccgp(points, condition, labels, trained)
-        shattered = similarity.shattering_dimension(points, condition, dichotomies, training_half)
-        return jnp.mean(generalised), jnp.mean(shattered)
 
-    over_widths = jax.vmap(one, (0, None))
+@functools.partial(jax.jit, static_argnums=0)
+def _over_tasks(
+    score: Callable[..., jax.Array], hidden: jax.Array, labels: ArrayLike, *given: ArrayLike
+) -> jax.Array:
+    over_widths = jax.vmap(lambda points, labels: score(points, labels, *given), (0, None))
     # One task after the other: the classifiers of all would need much memory.
     per_task = functools.partial(jax.lax.map, lambda task: over_widths(*task))
     return jax.lax.map(per_task, (hidden, labels))
+
+
+def _generalised(
+    points: jax.Array, labels: jax.Array, condition: jax.Array, trained: jax.Array
+) -> jax.Array:
+    return jnp.mean(similarity.ccgp(points, condition, labels, trained))
+
+
+def _shattered(
+    points: jax.Array, labels: jax.Array, condition: jax.Array, dichotomies: jax.Array
+) -> jax.Array:
+    half = jnp.arange(len(condition)) % 2 == 0
+    return jnp.mean(similarity.shattering_dimension(points, condition, dichotomies, half))

@@ -10,12 +10,13 @@ from experiments.common import files, report
 def run(slug, workdir):
     """The results.json of the quick preset at full size."""
     # In a process of its own: this one compiles without optimisations, which trains several times
-    # slower (tests/conftest.py).
+    # slower, for one thread (tests/conftest.py).
     flags = os.environ.get("XLA_FLAGS", "").replace("--xla_backend_optimization_level=0", "")
+    others = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}
     done = subprocess.run(
         [sys.executable, "-m", f"experiments.{slug}.main", f"--workdir={workdir}"],
         cwd=report.REPOSITORY,
-        env=os.environ | {"XLA_FLAGS": flags},
+        env=others | {"XLA_FLAGS": flags},
         stderr=subprocess.PIPE,
         text=True,
         check=False,

@@ -297,7 +297,7 @@ def test_test_checks_first_and_leaves_the_claims_out(ready: Checkout) -> None:
 
 
 def test_test_uses_two_processes_where_there_are_two_cores(ready: Checkout) -> None:
-    for cores, options in (("8", "-n 2 --dist loadfile "), ("1", "")):
+    for cores, options in (("8", "-n 2 --dist loadfile --max-worker-restart=0 "), ("1", "")):
         write_command(ready.commands / "getconf", f"echo {cores}")
         answer = ready.call("test", "tests/core")
         assert called(answer.stdout)[-1] == f"pytest {options}-m not claims tests/core"
@@ -305,7 +305,7 @@ def test_test_uses_two_processes_where_there_are_two_cores(ready: Checkout) -> N
 
 def test_test_runs_only_the_claims_when_asked(ready: Checkout) -> None:
     answer = ready.call("test", "--claims", "-x")
-    assert called(answer.stdout)[-1] == "pytest -m claims tests/claims -x"
+    assert called(answer.stdout)[-1] == "pytest -m claims -o faulthandler_timeout=0 tests/claims -x"
 
 
 @pytest.mark.parametrize("tool", ["ruff", "mypy", "pytest"])

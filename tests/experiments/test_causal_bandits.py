@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 import shutil
 import time
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from experiments.causal_bandits import (
     detection,
     identification,
     main,
+    probes,
     renewal,
     rivals,
     settings,
@@ -415,6 +417,30 @@ def test_who_does_not_look_declares_nothing(x64):
     found = renew(fixed(2))
     assert found.declared.all()
     np.testing.assert_array_equal(found.errors.missing, found.told.missing)
+
+
+def operations_of_solves(lowered):
+    """What each batch of eliminations costs, by the count that jaxlib goes by."""
+    lines = [line for line in lowered.as_text().splitlines() if "@lapack_dgetrf" in line]
+    shapes = [re.findall(r"-> \(tensor<([\dx]+)xf64>", line)[0].split("x") for line in lines]
+    return [np.prod([int(size) for size in shape]) * int(shape[-1]) for shape in shapes]
+
+
+@pytest.mark.parametrize(("nodes", "lanes"), [(6, 2), (10, 2), (10, 100)])
+def test_no_batches_of_solves_wait_for_each_other(x64, nodes, lanes):
+    agent = csl.agent(csl.Shape(nodes, horizon=300, n_max=100, lanes=lanes))
+    known = bandit.Known(jnp.ones(nodes), jnp.ones(nodes), jnp.zeros((1, 2, nodes, nodes)), ())
+    memory = agent.start(known, options())
+    memories = jax.tree.map(lambda leaf: jnp.stack([leaf] * lanes), memory)
+    estimate = agent.services[1].work
+    lowered = jax.jit(jax.vmap(estimate, (0, None))).lower(memories, jnp.int32(100))
+    # The width's and the mean's run at once: each is to stay in the thread that calls it.
+    assert max(operations_of_solves(lowered)) < 200_000
+
+
+def test_no_batches_of_solves_of_the_pieces_wait_for_each_other(x64):
+    drawn = probes._draw(probes.CHANGE_SYSTEMS)
+    assert max(operations_of_solves(probes._estimate.lower(*drawn))) < 200_000
 
 
 def test_the_wanderer_plays_at_random(x64):
