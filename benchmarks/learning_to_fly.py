@@ -113,7 +113,7 @@ def run() -> None:
     parser.add_argument("--bptt_envs", type=int, default=64)
     parser.add_argument("--bptt_updates", type=int, default=400)
     arguments = parser.parse_args()
-    app.tell_compiler(main.EXPERIMENT.xla_flags)
+    app.prepare(main.EXPERIMENT)
     if arguments.score:
         explicit = {
             "bptt_envs": arguments.bptt_envs,

@@ -89,6 +89,8 @@ class Experiment:
       program: What starts the binary, where it is not `./run <slug>`.
       xla_flags: Options of the compiler for the whole process, as in the variable XLA_FLAGS, whose
         own options win. Those that `jax.jit` takes as `compiler_options` belong there instead.
+      cpu_threads: Threads that share the operations of one program on a CPU; 0 is one a core. Where
+        operations are small, one thread is faster than several that wait for each other.
     """
 
     slug: str
@@ -106,6 +108,7 @@ class Experiment:
     examples: Sequence[str] = ()
     program: str = ""
     xla_flags: Sequence[str] = ()
+    cpu_threads: int = 0
 
     @property
     def command(self) -> str:
@@ -183,7 +186,7 @@ def execute(experiment: Experiment, config: Any) -> dict[str, Any]:
       UserError: Something the user can mend.
       Interrupted: A signal; the state has been saved.
     """
-    tell_compiler(experiment.xla_flags)
+    prepare(experiment)
     unknown = [m for m in getattr(config, "methods", ()) if m not in experiment.methods]
     if unknown:
         raise UserError(f"--methods={unknown[0]}: choose among {', '.join(experiment.methods)}")
@@ -374,17 +377,19 @@ class _Lock:
                 path.unlink()
 
 
-def tell_compiler(xla_flags: Sequence[str]) -> None:
-    """Add options to XLA_FLAGS; without effect on a process that has used a device before.
+def prepare(experiment: Experiment) -> None:
+    """Set what the binary wants of XLA; without effect on a process that has used a device before.
 
     Args:
-      xla_flags: Options like `--name=value`; the ones that are set already stay as they are.
+      experiment: The binary; what XLA_FLAGS and PJRT_NPROC say already stays as it is.
     """
     given = os.environ.get("XLA_FLAGS", "").split()
     names = {flag.split("=")[0] for flag in given}
-    added = [flag for flag in xla_flags if flag.split("=")[0] not in names]
+    added = [flag for flag in experiment.xla_flags if flag.split("=")[0] not in names]
     if added:
         os.environ["XLA_FLAGS"] = " ".join(given + added)
+    if experiment.cpu_threads:
+        os.environ.setdefault("PJRT_NPROC", str(experiment.cpu_threads))
 
 
 def _keep_compiled_programs() -> None:

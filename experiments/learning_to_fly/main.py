@@ -212,8 +212,13 @@ simulator (bptt), flies figure-eights, writes the policy as a C header, and time
         "./run learning_to_fly --method=custom --history_len=8 --target_noise=0.1",
         "./run learning_to_fly --preset=vec --num_envs=1024 --updates_per_env_step=0.01",
     ),
-    # Without it the compiler computes a step of the simulator once for each component of the state.
-    xla_flags=("--xla_backend_extra_options=xla_cpu_use_multi_output_fusion",),
+    # Without the first the compiler computes a step of the simulator once for each component of the
+    # state; by the second the loop that collects is one function, and not hundreds of small ones.
+    xla_flags=(
+        "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion,"
+        "xla_cpu_small_while_loop_byte_threshold=300000",
+    ),
+    cpu_threads=1,
 )
 
 if __name__ == "__main__":

@@ -40,11 +40,14 @@ def test_methods_turn_comparison_on_and_a_method_turns_it_off():
             parse(*words)
 
 
-def test_options_of_the_compiler_are_added_once(monkeypatch):
+def test_what_a_binary_wants_of_xla_is_set_once(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
-    for _ in range(2):
-        app.tell_compiler(("--xla_one=2", "--xla_two=3"))
-    assert os.environ["XLA_FLAGS"] == "--xla_one=1 --xla_two=3"
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    flags = ("--xla_one=2", "--xla_two=3")
+    for threads in (0, 1, 2):
+        app.prepare(dataclasses.replace(toy.EXPERIMENT, xla_flags=flags, cpu_threads=threads))
+        assert os.environ["XLA_FLAGS"] == "--xla_one=1 --xla_two=3"
+        assert os.environ.get("PJRT_NPROC") == ("1" if threads else None)
 
 
 @pytest.mark.parametrize(
