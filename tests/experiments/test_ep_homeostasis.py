@@ -424,6 +424,11 @@ def few_test_pictures(monkeypatch):
     )
 
 
+def test_methods_that_are_not_compared_are_not_checked():
+    chosen = main.EXPERIMENT.settings("cnn_quick", data_dir="data")
+    assert chosen.methods == ("ep", "ep_homeo", "bp")
+
+
 @prepared("cifar10")
 def test_convolutions_take_steps_on_cifar10(tmp_path, convolutional, monkeypatch):
     few_test_pictures(monkeypatch)
@@ -448,6 +453,7 @@ def test_a_few_steps_on_mnist(tmp_path, monkeypatch):
     ("words", "told"),
     [
         (["--method=clip"], "choose one of"),
+        (["--methods=ep,clip"], "--methods=clip: choose among ep, ep_homeo"),
         (["--method=bp", "--n_phases=4"], "--method=custom takes it"),
         (["--method=custom", "--algo=bp", "--n_phases=4"], "has no nudges"),
         (["--method=custom", "--algo=online_hep"], "--n_phases of 2 or more"),
@@ -458,6 +464,7 @@ def test_a_few_steps_on_mnist(tmp_path, monkeypatch):
         (["--arch=cnn"], "needs --arch=recip or loop"),
         (["--dataset=images32"], "needs --arch=cnn"),
         (["--dataset=images32", "--arch=cnn", "--homeo_draws=0", "--act=dsilu"], "too large"),
+        (["--dataset=images32", "--arch=cnn", "--methods=ep,ep_homeo_exact"], "too large"),
         (["--dataset=mnist"], "needs --data_dir"),
         (["--dataset=mnist", "--data_dir=/nowhere"], "/nowhere"),
         (["--data_dir=/nowhere"], "reads no folder"),
