@@ -129,7 +129,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "beta": 1.0,
         "t_free": 30,
         "t_nudge": 10,
-        "limit": 4800,
+        "limit": 16_000,
         "epochs": 1,
         "batch_size": 16,
         "log_every": 10,
@@ -141,7 +141,7 @@ PRESET_DOCS = {
     "quick": "minutes on 2 cores: eight methods, three seeds, on digits",
     "paper": "784-256-256-10 on FashionMNIST in --data_dir (default ./data), 50 epochs, 5 seeds",
     "cnn": "the convolutional network on CIFAR-10 in --data_dir, 150 epochs; wants a GPU",
-    "cnn_quick": "that network at a sixteenth of its width, for 300 steps, on 2 cores",
+    "cnn_quick": "that network at a sixteenth of its width, for 1000 steps, on 2 cores",
 }
 
 
