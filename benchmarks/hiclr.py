@@ -88,7 +88,7 @@ def run() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--repeats", type=int, default=6)
     arguments = parser.parse_args()
-    app.prepare(main.EXPERIMENT)
+    app.prepare(main.EXPERIMENT, main.EXPERIMENT.settings())
     trainers = {count: Trainer(count) for count in track(arguments.seeds, "compiling")}
     best = dict.fromkeys(trainers, float("inf"))
     for _ in track(range(arguments.repeats), "timing"):

@@ -113,7 +113,7 @@ def run() -> None:
     parser.add_argument("--bptt_envs", type=int, default=64)
     parser.add_argument("--bptt_updates", type=int, default=400)
     arguments = parser.parse_args()
-    app.prepare(main.EXPERIMENT)
+    app.prepare(main.EXPERIMENT, main.EXPERIMENT.settings())
     if arguments.score:
         explicit = {
             "bptt_envs": arguments.bptt_envs,

@@ -45,7 +45,7 @@ def run() -> None:
     arguments = parser.parse_args()
     if not arguments.mjx:
         # With these options MuJoCo's program does not compile.
-        app.prepare(main.EXPERIMENT)
+        app.prepare(main.EXPERIMENT, main.EXPERIMENT.settings())
     platform = jax.default_backend()
     table = Table("vehicles", "what", "million steps/s", "months/s", "GFLOP/s", "of a product")
     for batch in arguments.batch:

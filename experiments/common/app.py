@@ -87,8 +87,9 @@ class Experiment:
       labels: Metric name to its column's title, where the name is not title enough.
       examples: Command lines for `--help`.
       program: What starts the binary, where it is not `./run <slug>`.
-      xla_flags: Options of the compiler for the whole process, as in the variable XLA_FLAGS, whose
-        own options win. Those that `jax.jit` takes as `compiler_options` belong there instead.
+      xla_flags: Options of the compiler for the whole process, or a function of the settings that
+        gives them. Those in the variable XLA_FLAGS win. Those that `jax.jit` takes as
+        `compiler_options` belong there instead.
       cpu_threads: Threads that share the operations of one program on a CPU; 0 is one a core. Where
         operations are small, one thread is faster than several that wait for each other.
     """
@@ -107,7 +108,7 @@ class Experiment:
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     examples: Sequence[str] = ()
     program: str = ""
-    xla_flags: Sequence[str] = ()
+    xla_flags: Sequence[str] | Callable[[Any], Sequence[str]] = ()
     cpu_threads: int = 0
 
     @property
@@ -186,7 +187,7 @@ def execute(experiment: Experiment, config: Any) -> dict[str, Any]:
       UserError: Something the user can mend.
       Interrupted: A signal; the state has been saved.
     """
-    prepare(experiment)
+    prepare(experiment, config)
     unknown = [m for m in getattr(config, "methods", ()) if m not in experiment.methods]
     if unknown:
         raise UserError(f"--methods={unknown[0]}: choose among {', '.join(experiment.methods)}")
@@ -377,15 +378,18 @@ class _Lock:
                 path.unlink()
 
 
-def prepare(experiment: Experiment) -> None:
+def prepare(experiment: Experiment, config: Any) -> None:
     """Set what the binary wants of XLA; without effect on a process that has used a device before.
 
     Args:
       experiment: The binary; what XLA_FLAGS and PJRT_NPROC say already stays as it is.
+      config: Its settings.
     """
+    wanted = experiment.xla_flags
+    flags = wanted(config) if callable(wanted) else wanted
     given = os.environ.get("XLA_FLAGS", "").split()
     names = {flag.split("=")[0] for flag in given}
-    added = [flag for flag in experiment.xla_flags if flag.split("=")[0] not in names]
+    added = [flag for flag in flags if flag.split("=")[0] not in names]
     if added:
         os.environ["XLA_FLAGS"] = " ".join(given + added)
     if experiment.cpu_threads:

@@ -18,6 +18,7 @@ from experiments.learning_to_fly import (
     figures,
     flight,
     settings,
+    simulators,
     td3,
 )
 from experiments.learning_to_fly.settings import BPTT, METHODS, PRESET_DOCS, PRESETS, Config
@@ -179,6 +180,25 @@ def rmse(error: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean(np.sum(np.square(error), axis=-1), axis=-1))
 
 
+def xla_flags(config: Config) -> tuple[str, ...]:
+    """What the compiler is told.
+
+    Args:
+      config: The settings.
+
+    Returns:
+      Options.
+    """
+    if config.simulator == simulators.MJX:
+        return ()  # The first of those below ends the compilation of MuJoCo's program with a crash.
+    # Without the first the compiler computes a step of the simulator once for each component of the
+    # state; by the second the loop that collects is one function, and not hundreds of small ones.
+    return (
+        "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion,"
+        "xla_cpu_small_while_loop_byte_threshold=300000",
+    )
+
+
 EXPERIMENT = app.Experiment(
     slug="learning_to_fly",
     title="Learning to Fly in Seconds",
@@ -212,12 +232,7 @@ simulator (bptt), flies figure-eights, writes the policy as a C header, and time
         "./run learning_to_fly --method=custom --history_len=8 --target_noise=0.1",
         "./run learning_to_fly --preset=vec --num_envs=1024 --updates_per_env_step=0.01",
     ),
-    # Without the first the compiler computes a step of the simulator once for each component of the
-    # state; by the second the loop that collects is one function, and not hundreds of small ones.
-    xla_flags=(
-        "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion,"
-        "xla_cpu_small_while_loop_byte_threshold=300000",
-    ),
+    xla_flags=xla_flags,
     cpu_threads=1,
 )
 

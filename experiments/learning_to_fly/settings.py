@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments.common import config
 from experiments.common.errors import UserError
-from experiments.learning_to_fly.simulators import RK4_SOA, SIMULATORS
+from experiments.learning_to_fly.simulators import MJX, RK4_SOA, SIMULATORS
 
 TD3, BPTT = "td3", "bptt"
 
@@ -167,7 +167,8 @@ class Config(config.Compared, config.Training):
     bptt_eval_every: int = config.field(20, "Updates between evaluations (bptt).", minimum=1)
     simulator: str = config.field(
         RK4_SOA,
-        "How training computes a step: Runge-Kutta on components or on one array, or Euler.",
+        "How training computes a step: Runge-Kutta on components or on one array, Euler, or MuJoCo "
+        "(td3).",
         choices=SIMULATORS,
     )
     eval_every: int = config.field(
@@ -200,6 +201,8 @@ class Config(config.Compared, config.Training):
         """Refuse settings of one method that contradict each other."""
         if self.history_len and not self.rotor_delay:
             raise UserError("--norotor_delay needs --history_len=0: there is nothing to infer")
+        if self.simulator == MJX and self.algo != TD3:
+            raise UserError(f"--simulator={MJX} needs --algo={TD3}")
         if self.algo == TD3:
             if self.actor_warmup < self.critic_warmup:
                 raise UserError("--actor_warmup: the actor cannot learn before the critics do")

@@ -2,15 +2,14 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from asym import dynamics
 
-RK4_SOA, RK4_AOS, EULER = "rk4_soa", "rk4_aos", "euler"
-SIMULATORS = (RK4_SOA, RK4_AOS, EULER)
-# The twin in MuJoCo, for comparisons; it is not trained with.
-MJX = "mjx"
+RK4_SOA, RK4_AOS, EULER, MJX = "rk4_soa", "rk4_aos", "euler", "mjx"
+SIMULATORS = (RK4_SOA, RK4_AOS, EULER, MJX)
 
 
 def step(
@@ -28,7 +27,8 @@ def step(
       vehicle: State of each vehicle.
       action: Normalised set-points.
       disturbance: What pushes.
-      simulator: rk4_soa (components), rk4_aos (one array of states) or euler (first order).
+      simulator: rk4_soa (components), rk4_aos (one array of states), euler (first order) or mjx
+        (MuJoCo's twin of the body).
       rotor_delay: Whether rotors need time; without, their speed is the set-point at once.
       dt: Step in s.
 
@@ -38,6 +38,8 @@ def step(
     setpoint = dynamics.rotor_speeds(action)
     if simulator == RK4_AOS:
         return _step_of_arrays(vehicle, setpoint, disturbance, rotor_delay, dt)
+    if simulator == MJX:
+        return _step_of_twin(vehicle, setpoint, disturbance, rotor_delay, dt)
     if rotor_delay and simulator == RK4_SOA:
         return dynamics.quadrotor_step(vehicle, action=action, disturbance=disturbance, dt=dt)
     advance = dynamics.euler_step if simulator == EULER else dynamics.rk4_step
@@ -56,6 +58,30 @@ def step(
         dt,
     )
     return _in_range(dynamics.Quadrotor(body, setpoint))
+
+
+def _step_of_twin(
+    vehicle: dynamics.Quadrotor,
+    setpoint: dynamics.Rotors,
+    disturbance: dynamics.Disturbance,
+    rotor_delay: bool,
+    dt: float,
+) -> dynamics.Quadrotor:
+    """MuJoCo moves the body, with the mean of the rotors' speeds before and after the step."""
+    # Whoever trains without MuJoCo need not load it.
+    from experiments.learning_to_fly import twin
+
+    after, during = setpoint, setpoint
+    if rotor_delay:
+        rate = 1.0 / dynamics.CRAZYFLIE.motor_time_constant
+        after = dynamics.rk4_step(
+            lambda now: jax.tree.map(lambda goal, speed: (goal - speed) * rate, setpoint, now),
+            vehicle.rpm,
+            dt,
+        )
+        during = jax.tree.map(lambda a, b: (a + b) / 2, vehicle.rpm, after)
+    body = twin.step(vehicle.body, rpm=during, disturbance=disturbance, dt=dt)
+    return _in_range(dynamics.Quadrotor(body, after))
 
 
 def _in_range(vehicle: dynamics.Quadrotor) -> dynamics.Quadrotor:

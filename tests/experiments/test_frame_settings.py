@@ -44,8 +44,9 @@ def test_what_a_binary_wants_of_xla_is_set_once(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_one=1")
     monkeypatch.delenv("PJRT_NPROC", raising=False)
     flags = ("--xla_one=2", "--xla_two=3")
-    for threads in (0, 1, 2):
-        app.prepare(dataclasses.replace(toy.EXPERIMENT, xla_flags=flags, cpu_threads=threads))
+    for threads, wanted in ((0, flags), (1, flags), (2, lambda config: flags)):
+        wants = dataclasses.replace(toy.EXPERIMENT, xla_flags=wanted, cpu_threads=threads)
+        app.prepare(wants, wants.settings())
         assert os.environ["XLA_FLAGS"] == "--xla_one=1 --xla_two=3"
         assert os.environ.get("PJRT_NPROC") == ("1" if threads else None)
 
