@@ -188,9 +188,7 @@ def execute(experiment: Experiment, config: Any) -> dict[str, Any]:
       Interrupted: A signal; the state has been saved.
     """
     prepare(experiment, config)
-    unknown = [m for m in getattr(config, "methods", ()) if m not in experiment.methods]
-    if unknown:
-        raise UserError(f"--methods={unknown[0]}: choose among {', '.join(experiment.methods)}")
+    methods = config.chosen(experiment.methods) if experiment.methods else [""]
     if isinstance(config, settings.Training):
         mesh.join(
             coordinator=config.coordinator,
@@ -208,14 +206,16 @@ def execute(experiment: Experiment, config: Any) -> dict[str, Any]:
             terminal.say(f"{workdir} is complete; --overwrite runs it again")
             stored = files.read_json(results)
         else:
-            stored = _measure_all(experiment, config, workdir)
+            stored = _measure_all(experiment, config, workdir, methods)
         if jax.process_index() == 0:
             report.show(stored)
             terminal.say(f"results and figures: {workdir}")
     return stored
 
 
-def _measure_all(experiment: Experiment, config: Any, workdir: Path) -> dict[str, Any]:
+def _measure_all(
+    experiment: Experiment, config: Any, workdir: Path, methods: Sequence[str]
+) -> dict[str, Any]:
     # Imported here: keys touch the device, which must come after mesh.join.
     from experiments.common import seeds
 
@@ -228,7 +228,7 @@ def _measure_all(experiment: Experiment, config: Any, workdir: Path) -> dict[str
         files.read_json(workdir / "seconds.json") if (workdir / "seconds.json").exists() else {}
     )
     outcomes = {}
-    for method in _methods(experiment, config):
+    for method in methods:
         stored = workdir / "outcomes" / f"{method or 'result'}.npz"
         if not stored.exists():
             terminal.say(f"{experiment.slug}: {method}" if method else experiment.slug)
@@ -263,12 +263,6 @@ def _measure_all(experiment: Experiment, config: Any, workdir: Path) -> dict[str
     if jax.process_index() == 0:
         files.write_json(workdir / "results.json", results)
     return results
-
-
-def _methods(experiment: Experiment, config: Any) -> list[str]:
-    if not experiment.methods:
-        return [""]
-    return list(config.methods or experiment.methods) if config.compare else [config.method]
 
 
 def _store(path: Path, outcome: Outcome) -> None:

@@ -14,7 +14,7 @@ import math
 import textwrap
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from absl import flags
@@ -89,6 +89,24 @@ class Compared(Common):
     methods: tuple[str, ...] = field(
         (), "The methods that --compare runs, which this flag turns on; all of them by default."
     )
+
+    def chosen(self, known: Iterable[str]) -> list[str]:
+        """The methods of the run.
+
+        Args:
+          known: Those that --compare runs by default.
+
+        Returns:
+          Names.
+
+        Raises:
+          UserError: --methods names another one.
+        """
+        known = list(known)
+        unknown = [name for name in self.methods if name not in known]
+        if unknown:
+            raise UserError(f"--methods={unknown[0]}: choose among {', '.join(known)}")
+        return list(self.methods or known) if self.compare else [self.method]
 
 
 @dataclasses.dataclass(frozen=True)

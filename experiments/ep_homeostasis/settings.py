@@ -244,10 +244,7 @@ class Config(config.Compared, config.Training, config.Data):
 
     def check(self) -> None:
         """Refuse what cannot run."""
-        names = list(self.methods or self.compared) if self.compare else [self.method]
-        unknown = [name for name in names if name not in RECIPES]
-        if unknown:
-            raise UserError(f"--methods={unknown[0]}: choose among {', '.join(self.compared)}")
+        names = self.chosen(self.compared)
         for method in names:
             resolved(dataclasses.replace(self, method=method)).check_one()
         config.refuse_overridden(self, self.presets, RECIPES, names)

@@ -184,10 +184,8 @@ class Config(config.Compared, config.Training):
 
     def check(self) -> None:
         """Refuse what cannot run, and flags that would do nothing."""
-        names = list(self.methods or METHODS) if self.compare else [self.method]
+        names = self.chosen(METHODS)
         for name in names:
-            if name not in RECIPES:
-                raise UserError(f"--methods={name}: choose among {', '.join(METHODS)}")
             resolved(dataclasses.replace(self, method=name)).check_one()
         config.refuse_overridden(self, PRESETS, RECIPES, names)
         changed = config.changed(self, PRESETS)

@@ -39,7 +39,17 @@ def step(
     if simulator == RK4_AOS:
         return _step_of_arrays(vehicle, setpoint, disturbance, rotor_delay, dt)
     if simulator == MJX:
-        return _step_of_twin(vehicle, setpoint, disturbance, rotor_delay, dt)
+        # Whoever trains without MuJoCo need not load it.
+        from experiments.learning_to_fly import twin
+
+        after, during = setpoint, setpoint
+        if rotor_delay:
+            moved = dynamics.quadrotor_step(vehicle, action=action, disturbance=disturbance, dt=dt)
+            # The twin's rotors turn at one speed during a step: the mean of before and after.
+            after = moved.rpm
+            during = jax.tree.map(lambda a, b: (a + b) / 2, vehicle.rpm, after)
+        body = twin.step(vehicle.body, rpm=during, disturbance=disturbance, dt=dt)
+        return _in_range(dynamics.Quadrotor(body, after))
     if rotor_delay and simulator == RK4_SOA:
         return dynamics.quadrotor_step(vehicle, action=action, disturbance=disturbance, dt=dt)
     advance = dynamics.euler_step if simulator == EULER else dynamics.rk4_step
@@ -58,30 +68,6 @@ def step(
         dt,
     )
     return _in_range(dynamics.Quadrotor(body, setpoint))
-
-
-def _step_of_twin(
-    vehicle: dynamics.Quadrotor,
-    setpoint: dynamics.Rotors,
-    disturbance: dynamics.Disturbance,
-    rotor_delay: bool,
-    dt: float,
-) -> dynamics.Quadrotor:
-    """MuJoCo moves the body, with the mean of the rotors' speeds before and after the step."""
-    # Whoever trains without MuJoCo need not load it.
-    from experiments.learning_to_fly import twin
-
-    after, during = setpoint, setpoint
-    if rotor_delay:
-        rate = 1.0 / dynamics.CRAZYFLIE.motor_time_constant
-        after = dynamics.rk4_step(
-            lambda now: jax.tree.map(lambda goal, speed: (goal - speed) * rate, setpoint, now),
-            vehicle.rpm,
-            dt,
-        )
-        during = jax.tree.map(lambda a, b: (a + b) / 2, vehicle.rpm, after)
-    body = twin.step(vehicle.body, rpm=during, disturbance=disturbance, dt=dt)
-    return _in_range(dynamics.Quadrotor(body, after))
 
 
 def _in_range(vehicle: dynamics.Quadrotor) -> dynamics.Quadrotor:
